@@ -1,0 +1,1 @@
+"""What goes in: recipes, the operators they name, tokenizer, shards and tasks."""

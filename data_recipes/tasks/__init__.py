@@ -1,0 +1,1 @@
+"""Task families for SFT and RL: generators, cold-start solutions, exact checkers."""

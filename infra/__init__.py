@@ -1,0 +1,1 @@
+"""Promises about the outside world: store, manifest, lease, launch. Imports nothing of ours."""

@@ -1,0 +1,31 @@
+"""What megatron-core 0.16.1 needs to run without CUDA and without TransformerEngine.
+
+`install()` must run before anything imports `megatron`; every module of ours that imports
+megatron imports this package first. It is idempotent, and each patch names its reason.
+"""
+
+import os
+
+import torch
+
+_installed = False
+
+
+def install() -> None:
+    """Apply the patches this machine needs, once."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    if not torch.cuda.is_available():
+        # jit_fuser is torch.compile: the first step took 12.5 s on a CPU. Read at import.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        from m1.model.compat import cpu
+
+        cpu.install()
+    from m1.model.compat import no_transformer_engine
+
+    no_transformer_engine.install()
+
+
+install()

@@ -1,0 +1,271 @@
+"""Lightning attention: linear attention with a fixed decay per head, state of constant size.
+
+    o_t = q_t S_t,   S_t = exp(-s) S_{t-1} + k_t^T v_t            (S in fp32, s > 0 per head)
+
+Computed by chunks: exact inside a chunk, through the state between chunks. No scaling of q, no
+rotary, no normaliser. Source: 01 report section 2.2 and the released modelling code of M1.
+
+Shape letters: B batch, T tokens, H heads, W head width, N chunks, C tokens per chunk, D hidden.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor
+from torch.nn import functional
+
+from m1.model.slopes import slopes
+
+CHUNK_TOKENS = 64  # measured on CPU: 64 and 128 equal, 256 slower (research, speed section)
+CHUNKS_PER_SEGMENT = 128  # bounds the N x N decay matrix between chunks
+
+
+def lightning_attention(
+    q_BTHW: Tensor,
+    k_BTHW: Tensor,
+    v_BTHW: Tensor,
+    slopes_H: Tensor,
+    *,
+    document_ids_BT: Tensor | None = None,
+    initial_state_BHWW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decayed causal linear attention.
+
+    Args:
+        q_BTHW: queries; k_BTHW, v_BTHW likewise. SiLU is already applied.
+        k_BTHW: keys.
+        v_BTHW: values.
+        slopes_H: positive fp32 decay rates, one per head.
+        document_ids_BT: tokens attend within equal ids only; ids are contiguous along T.
+        initial_state_BHWW: fp32 state before the first token (belongs to its document).
+
+    Returns:
+        Output [B, T, H, W] in the type of q, and the fp32 state after the last token.
+    """
+    segment = CHUNK_TOKENS * CHUNKS_PER_SEGMENT
+    outputs, state, document_before = [], initial_state_BHWW, None
+    for start in range(0, q_BTHW.shape[1], segment):
+        stop = start + segment
+        ids = None if document_ids_BT is None else document_ids_BT[:, start:stop]
+        output, state = _segment(
+            (q_BTHW[:, start:stop], k_BTHW[:, start:stop], v_BTHW[:, start:stop]),
+            slopes_H,
+            ids,
+            state,
+            document_before,
+        )
+        document_before = None if ids is None else ids[:, -1]
+        outputs.append(output)
+    assert state is not None
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state
+
+
+def _segment(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    slopes_H: Tensor,
+    ids_BT: Tensor | None,
+    state_BHWW: Tensor | None,
+    document_before_B: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One run of at most CHUNKS_PER_SEGMENT chunks, all chunks at once."""
+    length = qkv[0].shape[1]
+    size = min(CHUNK_TOKENS, length)
+    pad = -length % size
+    q, k, v = (_chunks(x, size, pad) for x in qkv)  # [B, H, N, C, W]
+    ids_BNC = None if ids_BT is None else _chunk_ids(ids_BT, size, pad)
+
+    o_intra = _within_chunks(q, k, v, slopes_H, ids_BNC)
+    k_end = k * _key_decay(slopes_H, size)[None, :, None, :, None]
+    if ids_BNC is not None:
+        ends_BN = ids_BNC[:, :, -1]
+        k_end = k_end * (ids_BNC == ends_BN[:, :, None])[:, None, :, :, None]
+    added_BHNWW = k_end.float().transpose(-1, -2) @ v.float()
+
+    before_BHNWW, after_BHWW = _between_chunks(
+        added_BHNWW, slopes_H * size, ids_BNC, state_BHWW, document_before_B
+    )
+    q_start = q * _query_decay(slopes_H, size)[None, :, None, :, None]
+    if ids_BNC is not None:
+        previous = _previous_ids(ids_BNC, document_before_B)
+        q_start = q_start * (ids_BNC == previous[:, :, None])[:, None, :, :, None]
+    output = o_intra + (q_start.float() @ before_BHNWW).to(o_intra.dtype)
+    batch, heads, count, _, width = output.shape
+    output = output.permute(0, 2, 3, 1, 4).reshape(batch, count * size, heads, width)
+    if pad:
+        # padded keys are zero, but the state has decayed `pad` tokens too far
+        after_BHWW = after_BHWW * torch.exp(slopes_H * pad)[None, :, None, None]
+    return output[:, :length], after_BHWW
+
+
+def _chunks(x_BTHW: Tensor, size: int, pad: int) -> Tensor:
+    if pad:
+        x_BTHW = functional.pad(x_BTHW, (0, 0, 0, 0, 0, pad))
+    batch, length, heads, width = x_BTHW.shape
+    return x_BTHW.view(batch, length // size, size, heads, width).permute(0, 3, 1, 2, 4)
+
+
+def _chunk_ids(ids_BT: Tensor, size: int, pad: int) -> Tensor:
+    """Ids by chunk; padding continues the last document, its keys and values are zero."""
+    if pad:
+        ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, pad)], 1)
+    return ids_BT.view(ids_BT.shape[0], -1, size)
+
+
+def _previous_ids(ids_BNC: Tensor, document_before_B: Tensor | None) -> Tensor:
+    """Document of the token before each chunk; before the first, its own document if unknown."""
+    first = ids_BNC[:, 0, 0] if document_before_B is None else document_before_B
+    return torch.cat([first[:, None], ids_BNC[:, :-1, -1]], 1)
+
+
+def _key_decay(slopes_H: Tensor, size: int) -> Tensor:
+    """Decay from each key of a chunk to the chunk's end, [H, C]; never above 1."""
+    steps = torch.arange(size - 1, -1, -1, device=slopes_H.device, dtype=torch.float32)
+    return torch.exp(-slopes_H[:, None] * steps)
+
+
+def _query_decay(slopes_H: Tensor, size: int) -> Tensor:
+    """Decay from the state before a chunk to each of its queries, [H, C]; never above 1."""
+    steps = torch.arange(1, size + 1, device=slopes_H.device, dtype=torch.float32)
+    return torch.exp(-slopes_H[:, None] * steps)
+
+
+def _causal_decay(slopes_H: Tensor, size: int) -> Tensor:
+    """[H, C, C]: exp(-s (i - j)) for i >= j, else 0."""
+    position = torch.arange(size, device=slopes_H.device, dtype=torch.float32)
+    distance = position[:, None] - position[None, :]
+    decay = torch.exp(-slopes_H[:, None, None] * distance.clamp(min=0))
+    return decay * (distance >= 0)
+
+
+def _within_chunks(
+    q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor, ids_BNC: Tensor | None
+) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)) * _causal_decay(slopes_H, q.shape[3])[None, :, None]
+    if ids_BNC is not None:
+        scores = scores * (ids_BNC[:, :, :, None] == ids_BNC[:, :, None, :])[:, None]
+    return scores.to(v.dtype) @ v
+
+
+def _between_chunks(
+    added_BHNWW: Tensor,
+    chunk_slopes_H: Tensor,
+    ids_BNC: Tensor | None,
+    state_BHWW: Tensor | None,
+    document_before_B: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """State before every chunk and after the last, from what each chunk adds to it.
+
+    state_n = sum over m < n of exp(-s C (n - 1 - m)) added_m, as one product with an
+    [N + 1, N] matrix; rows of another document than chunk m's end are zero.
+    """
+    batch, heads, count, width, _ = added_BHNWW.shape
+    row = torch.arange(count + 1, device=added_BHNWW.device, dtype=torch.float32)
+    distance = row[:, None] - 1 - row[None, :count]
+    decay = torch.exp(-chunk_slopes_H[:, None, None] * distance.clamp(min=0)) * (distance >= 0)
+    weights = decay[None]
+    carry_BHN = torch.exp(-chunk_slopes_H[:, None] * row)[None]
+    if ids_BNC is not None:
+        ends_BN = ids_BNC[:, :, -1]
+        previous = torch.cat([_previous_ids(ids_BNC, document_before_B), ends_BN[:, -1:]], 1)
+        weights = weights * (previous[:, :, None] == ends_BN[:, None, :])[:, None]
+        carry_BHN = carry_BHN * (previous == previous[:, :1])[:, None]
+    states = weights.expand(batch, -1, -1, -1) @ added_BHNWW.flatten(3)
+    states = states.view(batch, heads, count + 1, width, width)
+    if state_BHWW is not None:
+        states = states + carry_BHN[..., None, None] * state_BHWW[:, :, None]
+    return states[:, :, :count], states[:, :, count]
+
+
+class LightningAttention(MegatronModule):
+    """The attention half of a lightning layer, in Megatron's calling convention.
+
+    qkv = SiLU(W_qkv x), packed per head as [q | k | v]; output = W_out(sigmoid(W_gate x) *
+    RMSNorm over all heads(attention)). Under tensor parallelism heads are split and the norm's
+    mean square is all-reduced. Source: facts sheet section 1.3.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.shape = config.hybrid
+        self.layer_number = layer_number
+        self.tp_group = pg_collection.tp if pg_collection else None
+        ranks = config.tensor_model_parallel_size
+        self.num_local_heads = self.shape.num_heads // ranks
+        width = self.shape.attention_width
+        common = {"config": config, "bias": False, "skip_bias_add": False, "tp_group": self.tp_group}
+        self.qkv_projection = tensor_parallel.ColumnParallelLinear(
+            config.hidden_size, 3 * width, init_method=config.init_method, gather_output=False,
+            **common,
+        )
+        self.gate_projection = tensor_parallel.ColumnParallelLinear(
+            config.hidden_size, width, init_method=config.init_method, gather_output=False, **common
+        )
+        self.out_projection = tensor_parallel.RowParallelLinear(
+            width, config.hidden_size, init_method=config.output_layer_init_method,
+            input_is_parallel=True, **common,
+        )
+        self.norm_weight = torch.nn.Parameter(
+            torch.ones(width // ranks, dtype=config.params_dtype)
+        )
+        tensor_parallel.set_tensor_model_parallel_attributes(self.norm_weight, True, 0, 1)
+
+    def _local_slopes(self, device: torch.device) -> Tensor:
+        """Fp32 whatever the parameter type: exp(-5e-5) is 1.0 in bf16 (facts 2.1)."""
+        rank = self.tp_group.rank() if self.tp_group is not None else 0
+        start = rank * self.num_local_heads
+        every = slopes(self.shape, self.layer_number - 1)
+        return every[start : start + self.num_local_heads].to(device)
+
+    def _norm(self, x_TBF: Tensor) -> Tensor:
+        """RMSNorm over all heads of all tensor-parallel ranks."""
+        x32 = x_TBF.float()
+        squares = x32.square().sum(-1, keepdim=True)
+        if self.config.tensor_model_parallel_size > 1:
+            squares = tensor_parallel.reduce_from_tensor_model_parallel_region(squares)
+            squares = tensor_parallel.copy_to_tensor_model_parallel_region(squares)
+        mean = squares / self.shape.attention_width
+        normed = x32 * torch.rsqrt(mean + self.shape.lightning_norm_epsilon)
+        return normed.to(x_TBF.dtype) * self.norm_weight
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Attend within documents.
+
+        Args:
+            hidden_states: [T, B, D], already normalised.
+            attention_mask: document ids [B, T] or None (see `m1.model.spec`).
+        """
+        qkv, _unused = self.qkv_projection(hidden_states)
+        gate, _unused = self.gate_projection(hidden_states)
+        length, batch, _width = qkv.shape
+        qkv = functional.silu(qkv).view(length, batch, self.num_local_heads, -1).transpose(0, 1)
+        q, k, v = qkv.chunk(3, dim=-1)
+        output, _state = lightning_attention(
+            q, k, v, self._local_slopes(qkv.device), document_ids_BT=attention_mask
+        )
+        flat = output.transpose(0, 1).reshape(length, batch, -1)
+        projected, _unused = self.out_projection(torch.sigmoid(gate) * self._norm(flat))
+        return projected, None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Children as Megatron does it; the norm weight is split with the heads."""
+        sharded: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        own = {"norm_weight": self.norm_weight.data}
+        sharded.update(
+            make_sharded_tensors_for_checkpoint(own, prefix, {"norm_weight": 0}, sharded_offsets)
+        )
+        return sharded

@@ -1,0 +1,1 @@
+"""What one stage does inside its job. Knows no Prefect."""

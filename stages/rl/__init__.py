@@ -1,0 +1,1 @@
+"""What reinforcement learning adds: rollouts, advantages, curriculum, rewards."""

@@ -1,0 +1,1 @@
+"""The training machinery every training stage shares: loop, schedule, optimizer, checkpoints."""
