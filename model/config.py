@@ -31,7 +31,10 @@ class ModelConfig(BaseModel):
         64, ge=2, le=512, description="Leading elements of a softmax head that are rotated."
     )
     rotary_base: float = Field(
-        10_000.0, ge=1.0, le=1e12, description="Rotary base before extension (01 report, section 2)."
+        10_000.0,
+        ge=1.0,
+        le=1e12,
+        description="Rotary base before extension (01 report, section 2).",
     )
     norm_epsilon: float = Field(1e-5, gt=0, le=1e-2, description="Epsilon of the layer norms.")
     lightning_norm_epsilon: float = Field(

@@ -23,7 +23,9 @@ def initialise(model: GPTModel, config: ModelConfig, *, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in global_named_parameters(model):
             if parameter.dim() > 1:
-                parameter.copy_(_own_part(model, parameter, _draw(name, model, parameter, config, seed)))
+                parameter.copy_(
+                    _own_part(model, parameter, _draw(name, model, parameter, config, seed))
+                )
 
 
 def global_named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:

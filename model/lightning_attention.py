@@ -203,21 +203,30 @@ class LightningAttention(MegatronModule):
         ranks = config.tensor_model_parallel_size
         self.num_local_heads = self.shape.num_heads // ranks
         width = self.shape.attention_width
-        common = {"config": config, "bias": False, "skip_bias_add": False, "tp_group": self.tp_group}
+        common = {
+            "config": config,
+            "bias": False,
+            "skip_bias_add": False,
+            "tp_group": self.tp_group,
+        }
         self.qkv_projection = tensor_parallel.ColumnParallelLinear(
-            config.hidden_size, 3 * width, init_method=config.init_method, gather_output=False,
+            config.hidden_size,
+            3 * width,
+            init_method=config.init_method,
+            gather_output=False,
             **common,
         )
         self.gate_projection = tensor_parallel.ColumnParallelLinear(
             config.hidden_size, width, init_method=config.init_method, gather_output=False, **common
         )
         self.out_projection = tensor_parallel.RowParallelLinear(
-            width, config.hidden_size, init_method=config.output_layer_init_method,
-            input_is_parallel=True, **common,
+            width,
+            config.hidden_size,
+            init_method=config.output_layer_init_method,
+            input_is_parallel=True,
+            **common,
         )
-        self.norm_weight = torch.nn.Parameter(
-            torch.ones(width // ranks, dtype=config.params_dtype)
-        )
+        self.norm_weight = torch.nn.Parameter(torch.ones(width // ranks, dtype=config.params_dtype))
         tensor_parallel.set_tensor_model_parallel_attributes(self.norm_weight, True, 0, 1)
 
     def _local_slopes(self, device: torch.device) -> Tensor:
@@ -264,7 +273,7 @@ class LightningAttention(MegatronModule):
     ) -> dict[str, Any]:
         """Children as Megatron does it; the norm weight is split with the heads."""
         sharded: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        own = {"norm_weight": self.norm_weight.data}
+        own = {"norm_weight": self.norm_weight}
         sharded.update(
             make_sharded_tensors_for_checkpoint(own, prefix, {"norm_weight": 0}, sharded_offsets)
         )

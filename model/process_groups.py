@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import m1.model.compat  # noqa: F401  (patches megatron-core before it is imported)
 
-import torch  # isort: skip
+# isort: split
+
+import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from m1.model.config import ParallelLayout

@@ -44,8 +44,9 @@ def _by_document(q_HTW: Tensor, k_GTW: Tensor, v_GTW: Tensor, ids_T: Tensor) -> 
     _, counts = torch.unique_consecutive(ids_T, return_counts=True)
     sizes = counts.tolist()
     pieces = [
-        functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True,
-                                                enable_gqa=True)[0]
+        functional.scaled_dot_product_attention(
+            q[None], k[None], v[None], is_causal=True, enable_gqa=True
+        )[0]
         for q, k, v in zip(
             q_HTW.split(sizes, 1), k_GTW.split(sizes, 1), v_GTW.split(sizes, 1), strict=True
         )

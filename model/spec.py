@@ -10,7 +10,9 @@ from typing import Any
 
 import m1.model.compat  # noqa: F401  (patches megatron-core before it is imported)
 
-import torch  # isort: skip
+# isort: split
+
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -72,7 +74,7 @@ def megatron_config(
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=options.router_auxiliary_coefficient,
-        moe_token_dispatcher_type="alltoall",
+        moe_token_dispatcher_type="alltoall",  # noqa: S106  (not a password)
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,

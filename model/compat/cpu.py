@@ -103,9 +103,20 @@ def _patch_streams() -> None:
 def _patch_device() -> None:
     torch.cuda.current_device = lambda: CPU  # type: ignore[assignment, return-value]
     torch.cuda.device_count = lambda: 1  # the checkpoint writer takes rank % device_count()
-    for name in ("synchronize", "set_device", "empty_cache", "ipc_collect", "reset_peak_memory_stats"):
+    for name in (
+        "synchronize",
+        "set_device",
+        "empty_cache",
+        "ipc_collect",
+        "reset_peak_memory_stats",
+    ):
         setattr(torch.cuda, name, lambda *_, **__: None)
-    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+    for name in (
+        "memory_allocated",
+        "max_memory_allocated",
+        "memory_reserved",
+        "max_memory_reserved",
+    ):
         setattr(torch.cuda, name, lambda *_, **__: 0)
 
 
@@ -123,7 +134,17 @@ def _patch_random_state() -> None:
 
 
 def _patch_tensors() -> None:
-    for name in ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like"):
+    for name in (
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "tensor",
+        "arange",
+        "rand",
+        "randn",
+        "empty_like",
+    ):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign, return-value]

@@ -1,0 +1,87 @@
+"""A small strict YAML: safe types, floats like 1e-3, no duplicate keys, no aliases. Not a schema.
+
+Plain YAML 1.1 reads `1e-3` as text and lets a later key silently replace an earlier one; both
+would change a training run without a word.
+"""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from m1.infra.errors import UsageError
+
+MAX_BYTES = 1 << 20
+_FLOAT = re.compile(
+    r"""^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$""",
+    re.VERBOSE,
+)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that knows `1e-3`, and refuses aliases and duplicate keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not accepted", self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# A resolver table of its own: the class attribute is shared with every other YAML loader.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """The value of one YAML document.
+
+    Raises:
+        UsageError: not such a document; the message names `source` and the line.
+    """
+    if len(text.encode("utf-8")) > MAX_BYTES:
+        raise UsageError(f"{source} is larger than {MAX_BYTES} bytes")
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()  # type: ignore[no-untyped-call]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is not accepted: {error}") from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def parse_mapping(text: str, *, source: str) -> dict[str, Any]:
+    """The mapping at the top of one YAML document.
+
+    Raises:
+        UsageError: the document is something else.
+    """
+    value = parse_yaml(text, source=source)
+    if not isinstance(value, dict):
+        raise UsageError(f"{source} must hold settings by name, not {type(value).__name__}")
+    return value

@@ -1,0 +1,51 @@
+"""One byte string per JSON value, so digests mean something. Not a general JSON library."""
+
+import hashlib
+import json
+from typing import NoReturn
+
+from m1.infra.errors import CorruptObjectError
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode with sorted keys, no spaces, UTF-8.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
+
+
+def parse_json(body: bytes, *, max_bytes: int = 64 << 20) -> object:
+    """Decode strictly: no NaN, no duplicate keys, bounded size.
+
+    Raises:
+        CorruptObjectError: the bytes are not such a document.
+    """
+    if len(body) > max_bytes:
+        raise CorruptObjectError(f"JSON document of {len(body)} bytes; at most {max_bytes}")
+    try:
+        value: object = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unique
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptObjectError(f"not a JSON document: {error}") from error
+    return value
+
+
+def sha256_hex(body: bytes) -> str:
+    """Lower-case hexadecimal sha256 of `body`."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result

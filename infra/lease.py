@@ -1,0 +1,222 @@
+"""Who may work on a stage: one object with a fencing number. Does not guard single writes."""
+
+import dataclasses
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from m1.infra.canonical_json import canonical_json, parse_json
+from m1.infra.clock import SYSTEM_CLOCK, Clock
+from m1.infra.errors import (
+    CorruptObjectError,
+    LeaseHeldError,
+    LeaseLostError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+)
+from m1.infra.store.protocol import Store, StoredObject
+
+_FIELDS = {"fence", "token", "holder", "expires_at", "released", "term_seconds", "renewals"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """One process, told apart from a later one with the same number."""
+
+    host: str
+    process_id: int
+    process_start: str
+    boot_id: str
+    label: str = ""
+
+
+def current_holder(label: str = "") -> Holder:
+    """This process."""
+    return Holder(
+        host=socket.gethostname(),
+        process_id=os.getpid(),
+        process_start=process_start(os.getpid()) or "",
+        boot_id=_boot_id(),
+        label=label,
+    )
+
+
+def process_start(process_id: int) -> str | None:
+    """Kernel start time of a live process; None when it is gone or a zombie."""
+    try:
+        process = psutil.Process(process_id)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19]
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None
+
+
+class Lease:
+    """A held lease. Not thread-safe: LeaseKeeper serialises its own calls."""
+
+    def __init__(self, store: Store, key: str, *, record: dict[str, Any], clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._record = record
+        self._etag = ""
+        self.key = key
+        self.fence: int = record["fence"]
+        self.token: str = record["token"]
+        self.term_seconds: float = record["term_seconds"]
+
+    @classmethod
+    def acquire(
+        cls,
+        store: Store,
+        key: str,
+        *,
+        holder: Holder,
+        clock: Clock = SYSTEM_CLOCK,
+        term_seconds: float = 60.0,
+    ) -> "Lease":
+        """Take the lease, or raise LeaseHeldError.
+
+        A dead holder on this host is replaced at once. Any other must be expired by the wall
+        clock and then silent for one more term of ours, so that a jumping clock takes nothing.
+        """
+        found = _read(store, key)
+        fence = 1 if found is None else _free_fence(store, key, found, holder=holder, clock=clock)
+        record = {
+            "fence": fence,
+            "token": secrets.token_hex(16),
+            "holder": dataclasses.asdict(holder),
+            "expires_at": clock.wall_seconds() + term_seconds,
+            "released": False,
+            "term_seconds": term_seconds,
+            "renewals": 0,
+        }
+        lease = cls(store, key, record=record, clock=clock)
+        try:
+            body = canonical_json(record)
+            if found is None:
+                lease._etag = store.put_if_absent(key, body)
+            else:
+                lease._etag = store.put_if_match(key, body, etag=found[0].etag)
+        except PreconditionFailedError as error:
+            raise LeaseHeldError(
+                key=key, holder="a rival", expires_in_seconds=term_seconds
+            ) from error
+        return lease
+
+    def renew(self) -> None:
+        """Push the expiry one term ahead; LeaseLostError when it is no longer ours."""
+        expires_at = self._clock.wall_seconds() + self.term_seconds
+        self._write(expires_at=expires_at, renewals=self._record["renewals"] + 1)
+
+    def release(self) -> None:
+        """Give the lease back; the object stays, so fencing numbers never repeat."""
+        self._write(released=True)
+
+    def check(self) -> None:
+        """Read the object; LeaseLostError when it names another token."""
+        found = _read(self._store, self.key)
+        if found is None or found[1]["token"] != self.token or found[1]["released"]:
+            raise LeaseLostError(f"{self.key}: fence {self.fence} is no longer ours")
+
+    def _write(self, **changes: object) -> None:
+        record = {**self._record, **changes}
+        try:
+            etag = self._store.put_if_match(self.key, canonical_json(record), etag=self._etag)
+        except PreconditionFailedError as error:
+            raise LeaseLostError(f"{self.key}: fence {self.fence} was taken over") from error
+        self._etag, self._record = etag, record
+
+
+class LeaseKeeper:
+    """Renews a lease from a daemon thread; `lost` is set when that can no longer be proven."""
+
+    def __init__(self, lease: Lease, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.lease = lease
+        self.lost = threading.Event()
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
+
+    def __enter__(self) -> "LeaseKeeper":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self.lease.term_seconds)
+
+    def _keep(self) -> None:
+        term_seconds = self.lease.term_seconds
+        renewed_at = self._clock.monotonic_seconds()
+        interval_seconds = term_seconds / 3
+        while not self._stop.wait(interval_seconds):
+            started_at = self._clock.monotonic_seconds()
+            try:
+                self.lease.renew()
+                renewed_at, interval_seconds = started_at, term_seconds / 3
+            except LeaseLostError:
+                self.lost.set()
+                return
+            except StoreError:
+                interval_seconds = term_seconds / 12
+            if self._clock.monotonic_seconds() - renewed_at >= term_seconds * 2 / 3:
+                self.lost.set()
+                return
+
+
+def _read(store: Store, key: str) -> tuple[StoredObject, dict[str, Any]] | None:
+    try:
+        found = store.get(key)
+    except NotFoundError:
+        return None
+    record = parse_json(found.body)
+    if not isinstance(record, dict) or set(record) != _FIELDS:
+        raise CorruptObjectError(f"{key} is not a lease")
+    return found, record
+
+
+def _free_fence(
+    store: Store,
+    key: str,
+    found: tuple[StoredObject, dict[str, Any]],
+    *,
+    holder: Holder,
+    clock: Clock,
+) -> int:
+    """The next fencing number if the lease may be taken, else LeaseHeldError."""
+    stored, record = found
+    old = Holder(**record["holder"])
+    if not record["released"] and not _is_dead(old, holder):
+        left_seconds = record["expires_at"] - clock.wall_seconds()
+        if left_seconds <= 0:
+            clock.sleep(record["term_seconds"])
+            again = _read(store, key)
+            if again is not None and again[0].etag == stored.etag:
+                return int(record["fence"]) + 1
+            left_seconds = record["term_seconds"]
+        name = f"{old.label or 'process'} {old.process_id} on {old.host}"
+        raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
+    return int(record["fence"]) + 1
+
+
+def _is_dead(old: Holder, asking: Holder) -> bool:
+    if (old.host, old.boot_id) != (asking.host, asking.boot_id):
+        return False
+    return process_start(old.process_id) != old.process_start
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

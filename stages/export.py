@@ -1,0 +1,108 @@
+"""Stage export: a folder that `transformers` loads, proven by comparing logits.
+
+The last weights of the run are written as safetensors in the released layout, with configuration
+and tokenizer; then the folder is loaded again by `transformers` and both models read the same
+tokens.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m1.data_recipes.chat import CHAT_TEMPLATE
+from m1.data_recipes.pack import TokenShards
+from m1.data_recipes.tokenizer import write_hugging_face_tokenizer
+from m1.infra.canonical_json import parse_json
+from m1.infra.errors import StageFailedError
+from m1.model.hf_weights import export_hugging_face
+from m1.model.spec import BuildOptions, HybridModel, forward_logits
+from m1.stages.context import StageContext
+from m1.stages.settings import ExportSettings, PretrainSettings
+from m1.stages.training.evaluation import heldout_batches
+from m1.stages.training.session import MODEL_RECORD, open_model
+from m1.stages.worker import StageOutcome
+
+FOLDER = "huggingface"
+LARGEST_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.5}  # ours; fp32 measured near 1e-5
+
+
+def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
+    """Write the folder, load it with transformers, compare logits, refuse if they differ."""
+    parent = context.weights_parent()
+    assert parent is not None
+    record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
+    folder = context.outputs / FOLDER
+    options = BuildOptions(rotary_base=float(record["rotary_base"]))
+    with open_model(context, options, weights_of=parent) as model:
+        context.report(phase="writing")
+        export_hugging_face(
+            {name: parameter.detach() for name, parameter in model.named_parameters()},
+            context.model,
+            folder,
+            dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+            rotary_base=options.rotary_base,
+            window_tokens=int(record["window_tokens"]),
+            max_shard_bytes=settings.max_shard_bytes,
+        )
+        _write_tokenizer(context, folder)
+        _write_model_card(context, folder, parent)
+        context.report(phase="comparing")
+        difference = _largest_difference(context, settings, model, folder)
+    if difference > LARGEST_DIFFERENCE[settings.precision]:
+        raise StageFailedError(f"logits of the exported folder differ by {difference:.2e}")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return StageOutcome(
+        steps=1,
+        tokens=settings.parity_tokens,
+        metrics={"largest_logit_difference": difference, "folder_bytes": size},
+    )
+
+
+def _write_tokenizer(context: StageContext, folder: Path) -> None:
+    source = context.fetch("curate", "tokenizer/") / "tokenizer.model"
+    write_hugging_face_tokenizer(source, folder, chat_template=CHAT_TEMPLATE)
+
+
+def _write_model_card(context: StageContext, folder: Path, parent: str) -> None:
+    spec = context.spec
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# {spec.run}",
+        "",
+        f"Weights of stage `{parent}` of run `{spec.run}`, trained with the M1 pipeline.",
+        "",
+        "| parent stage | commit |",
+        "|---|---|",
+        *[f"| {name} | `{ref.digest[:16]}` |" for name, ref in spec.parents.items()],
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+@torch.no_grad()
+def _largest_difference(
+    context: StageContext, settings: ExportSettings, model: HybridModel, folder: Path
+) -> float:
+    """Largest absolute difference of logits between Megatron and transformers."""
+    from transformers import AutoModelForCausalLM
+
+    shards = TokenShards.open(context.fetch("curate", "shards/"), "heldout")
+    batch = heldout_batches(
+        shards,
+        weights=PretrainSettings().mixture,
+        window_tokens=settings.parity_tokens,
+        tokens=settings.parity_tokens,
+    )[0]
+    tokens = batch.tokens_BT[:1, :-1].to(next(model.parameters()).device)
+    model.eval()
+    ours = forward_logits(model, tokens).float().cpu()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = loaded.eval()(tokens.cpu()).logits.float()
+    if not torch.isfinite(ours).all():
+        sys.stderr.write("the model gives logits that are not finite\n")
+        return float("inf")
+    return float((ours - theirs).abs().max())

@@ -1,0 +1,165 @@
+"""One model under training: Megatron's DDP, distributed optimizer and pipeline schedule.
+
+The same code for one CPU process and for a cluster; losses are means over all target tokens of
+the global batch, whatever the number of ranks and micro batches.
+
+Shape letters: B windows, T tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import m1.model.compat  # noqa: F401  (patches megatron-core before it is imported)
+
+# isort: split
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from m1.model.lm_head import target_logprobs
+from m1.model.spec import HybridModel
+from m1.stages.settings import TrainSettings
+
+MicroBatch = dict[str, Tensor]
+# (log-probabilities [B, T], micro batch) -> (summed loss, further sums to report)
+LossFunction = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One optimizer step: means per target token, agreed by all ranks."""
+
+    loss: float
+    gradient_norm: float
+    tokens: int
+    was_applied: bool
+    sums: dict[str, float]
+
+
+def cross_entropy(logprobs_BT: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative log-likelihood of the targets that count."""
+    return -(logprobs_BT * batch["loss_mask_BT"]).sum(), {}
+
+
+class Trainer:
+    """Model, gradients and optimizer of this rank."""
+
+    def __init__(self, model: HybridModel, settings: TrainSettings) -> None:
+        self.model = model
+        self.settings = settings
+        model.config.calculate_per_token_loss = True
+        model.config.finalize_model_grads_func = finalize_model_grads
+        self.ddp = DistributedDataParallel(
+            model.config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=True, grad_reduce_in_fp32=settings.precision == "bf16"
+            ),
+            model,
+        )
+        self.ddp.broadcast_params()
+        self.optimizer = get_megatron_optimizer(self._optimizer_config(), [self.ddp])
+
+    def _optimizer_config(self) -> OptimizerConfig:
+        settings = self.settings
+        half = settings.precision == "bf16"
+        return OptimizerConfig(
+            optimizer="adam",
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.epsilon,
+            clip_grad=settings.clip_gradient_norm,
+            use_distributed_optimizer=True,
+            bf16=half,
+            params_dtype=torch.bfloat16 if half else torch.float32,
+        )
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        learning_rate: float,
+        loss: LossFunction = cross_entropy,
+    ) -> StepReport:
+        """Forward, backward and one update over all micro batches of this rank."""
+        self.model.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        reports = self._run(micro_batches, loss=loss, forward_only=False)
+        was_applied, gradient_norm, _ = self.optimizer.step()
+        sums = _sum_reports(reports)
+        tokens = max(sums.pop("tokens"), 1.0)
+        return StepReport(
+            loss=sums.pop("loss") / tokens,
+            gradient_norm=float(gradient_norm or 0.0),
+            tokens=int(tokens),
+            was_applied=bool(was_applied),
+            sums=sums,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Mean nats per target token, over all ranks; parameters are not touched."""
+        self.model.eval()
+        reports = self._run(micro_batches, loss=cross_entropy, forward_only=True)
+        sums = _sum_reports(reports)
+        return sums["loss"] / max(sums["tokens"], 1.0)
+
+    def _run(
+        self, micro_batches: Sequence[MicroBatch], *, loss: LossFunction, forward_only: bool
+    ) -> list[dict[str, Tensor]]:
+        windows, length = micro_batches[0]["tokens_BT"].shape
+        run = get_forward_backward_func()
+        reports: list[dict[str, Tensor]] = run(
+            forward_step_func=_forward_step(loss),
+            data_iterator=iter(micro_batches),
+            model=[self.ddp],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=windows,
+            forward_only=forward_only,
+        )
+        return reports
+
+
+def _forward_step(loss: LossFunction) -> Callable[[Any, Any], tuple[Tensor, Any]]:
+    """Megatron's forward step for our micro batches."""
+
+    def forward(batches: Any, model: Any) -> tuple[Tensor, Any]:
+        batch = next(batches)
+        inputs = batch["tokens_BT"]
+        positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        output = model(inputs, positions, batch.get("document_ids_BT"))
+
+        def reduce(logits_BTV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            logprobs = target_logprobs(logits_BTV, batch["targets_BT"])
+            total, sums = loss(logprobs, batch)
+            tokens = batch["loss_mask_BT"].sum().to(torch.int)
+            report = {"loss": total.detach(), "tokens": tokens.float(), **sums}
+            return total, tokens, report
+
+        return output, reduce
+
+    return forward
+
+
+def _sum_reports(reports: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Sum over micro batches and data-parallel ranks; the last pipeline rank knows."""
+    names = sorted(reports[0]) if reports else []
+    totals = torch.stack([sum(r[name].double() for r in reports) for name in names])  # type: ignore[arg-type]
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if torch.distributed.get_world_size(group) > 1:
+        torch.distributed.all_reduce(totals, group=group)
+    return dict(zip(names, totals.tolist(), strict=True))
