@@ -18,9 +18,7 @@ from m1.data_recipes.recipe import Recipe, Source
 from m1.infra.errors import BadInputError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_SKIPPED_FOLDERS = frozenset(
-    {"__pycache__", ".git", ".venv", "node_modules", "site-packages"}
-)
+_SKIPPED_FOLDERS = frozenset({"__pycache__", ".git", ".venv", "node_modules", "site-packages"})
 
 
 def normalised(text: str) -> str:
@@ -65,9 +63,7 @@ def files_of(source: Source, folder: Path) -> list[str]:
     else:
         found = list(_relative_files(folder))
     chosen = (
-        uri
-        for uri in found
-        if _matches(uri, source.include) and not _matches(uri, source.exclude)
+        uri for uri in found if _matches(uri, source.include) and not _matches(uri, source.exclude)
     )
     return sorted(chosen, key=lambda uri: (digest_of(uri), uri))
 

@@ -60,7 +60,7 @@ class CurateSummary:
 Report = Callable[[CurateProgress], None]
 
 
-def curate(  # noqa: PLR0913  # the contract of the room, all keyword-only
+def curate(  # the contract of the room, all keyword-only
     recipe: Recipe,
     *,
     corpus: Path | None,
@@ -105,9 +105,7 @@ def _announce(report: Report, step: str, note: str = "") -> None:
     report(CurateProgress(step=step, done=STEPS.index(step), total=len(STEPS), note=note))
 
 
-def _decide(
-    recipe: Recipe, *, corpus: Path | None, seed: int, report: Report
-) -> list[Document]:
+def _decide(recipe: Recipe, *, corpus: Path | None, seed: int, report: Report) -> list[Document]:
     """Every document read, sorted by id, with what was decided about it."""
     documents = read_corpus(
         recipe, corpus=corpus, report=lambda name, _done, _total: _announce(report, "read", name)

@@ -6,6 +6,7 @@ cursor to save. Rows are numbered through all steps; a plan answers `row(number)
 Shape letters: B rows of one batch, T targets of a window (a row holds T + 1 tokens).
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m1.data_recipes.interleave import apportion, interleave
 from m1.data_recipes.shards import TokenShards
 from m1.infra.errors import BadInputError, InvalidSettingError
 
@@ -97,32 +99,7 @@ def _batch_of(plan: RowPlan, numbers: Sequence[int]) -> TokenBatch:
     )
 
 
-def apportion(weights: Sequence[float], count: int) -> list[int]:
-    """Whole numbers that add up to `count`, nearest to the weights (largest remainder)."""
-    total = sum(weights)
-    ideal = [count * weight / total for weight in weights]
-    floors = [int(value) for value in ideal]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (floors[i] - ideal[i], i))
-    for index in by_remainder[: count - sum(floors)]:
-        floors[index] += 1
-    return floors
-
-
-def interleave(weights: Sequence[float], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spread sources evenly over `count` places.
-
-    Returns:
-        source of each place, and the how-manieth place of that source it is: int64 [count] each.
-    """
-    counts = apportion(weights, count)
-    sources = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    ordinals = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
-    ideal = (ordinals + 0.5) / np.asarray(counts, dtype=np.float64)[sources]
-    order = np.argsort(ideal, kind="stable")
-    return sources[order], ordinals[order]
-
-
-class _Plan:
+class _Plan(abc.ABC):
     """What all plans share: numbering of rows, ranks, and the batch itself."""
 
     def __init__(self, *, window_tokens: int, windows_per_step: int, steps: int) -> None:
@@ -147,9 +124,9 @@ class _Plan:
         """Rows of all steps."""
         return self.steps * self.windows_per_step
 
+    @abc.abstractmethod
     def row(self, number: int) -> Row:
         """One row; each plan has its own."""
-        raise TypeError(f"{type(self).__name__} has no rows of its own")
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> TokenBatch:
         """The rows of 0-based `step` that belong to `rank`, on the CPU.

@@ -32,7 +32,9 @@ class Source(_Strict):
     kind: Kind
     reader: ReaderName
     location: str = Field(pattern=r"^(corpus|stdlib|site-packages(/[A-Za-z0-9_.-]+)?)$")
-    licence: str = Field("from-metadata", description="SPDX name; or read from the package.")
+    licence: str = Field(
+        default="from-metadata", description="SPDX name; or read from the package."
+    )
     include: tuple[str, ...] = Field(min_length=1)
     exclude: tuple[str, ...] = ()
     maximum_bytes: int = Field(ge=1, le=1 << 40, description="UTF-8 bytes of text taken.")
@@ -41,51 +43,51 @@ class Source(_Strict):
 class Filter(_Strict):
     """Thresholds of one kind; a document outside them is dropped with the rule's name."""
 
-    minimum_characters: int = Field(0, ge=0)
-    minimum_alpha_share: float = Field(0.0, ge=0, le=1)
-    maximum_repeated_line_share: float = Field(1.0, ge=0, le=1)
-    maximum_mean_word_characters: float = Field(1e9, gt=0)
+    minimum_characters: int = Field(default=0, ge=0)
+    minimum_alpha_share: float = Field(default=0.0, ge=0, le=1)
+    maximum_repeated_line_share: float = Field(default=1.0, ge=0, le=1)
+    maximum_mean_word_characters: float = Field(default=1e9, gt=0)
 
 
 class NearDuplicates(_Strict):
     """MinHash: `bands` x `rows` hashes over word n-grams."""
 
-    bands: int = Field(16, ge=1, le=1024)
-    rows: int = Field(4, ge=1, le=64)
-    ngram_words: int = Field(5, ge=1, le=64)
-    similarity: float = Field(0.8, ge=0, le=1, description="Estimated Jaccard that counts.")
+    bands: int = Field(default=16, ge=1, le=1024)
+    rows: int = Field(default=4, ge=1, le=64)
+    ngram_words: int = Field(default=5, ge=1, le=64)
+    similarity: float = Field(default=0.8, ge=0, le=1, description="Estimated Jaccard that counts.")
 
 
 class Heldout(_Strict):
     """What is kept from training for measuring."""
 
-    share: float = Field(0.04, ge=0, lt=1)
+    share: float = Field(default=0.04, ge=0, lt=1)
     long_kind: Kind = "code"
-    long_documents: int = Field(8, ge=0)
-    long_tokens: int = Field(10_000, ge=1)
+    long_documents: int = Field(default=8, ge=0)
+    long_tokens: int = Field(default=10_000, ge=1)
 
 
 class TaskCounts(_Strict):
     """How many different tasks of one family go into each split."""
 
-    difficulty: int = Field(4, ge=1, le=10_000)
-    sft: int = Field(4096, ge=0)
-    reinforce: int = Field(2048, ge=0)
-    heldout: int = Field(256, ge=0)
+    difficulty: int = Field(default=4, ge=1, le=10_000)
+    sft: int = Field(default=4096, ge=0)
+    reinforce: int = Field(default=2048, ge=0)
+    heldout: int = Field(default=256, ge=0)
 
 
 class Recipe(_Strict):
     """A resolved recipe."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    version: int = Field(1, ge=1)
+    version: int = Field(default=1, ge=1)
     sources: tuple[Source, ...] = Field(min_length=1)
     folder_sources: tuple[Source, ...] = Field(min_length=1)
-    maximum_file_bytes: int = Field(8 << 20, ge=1, le=1 << 32)
+    maximum_file_bytes: int = Field(default=8 << 20, ge=1, le=1 << 32)
     filters: dict[Kind, Filter] = Field(default_factory=dict)
     near_duplicates: NearDuplicates = NearDuplicates()
     heldout: Heldout = Heldout()
-    tokenizer_sample_bytes: int = Field(4_000_000, ge=1)
+    tokenizer_sample_bytes: int = Field(default=4_000_000, ge=1)
     tasks: dict[str, TaskCounts] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -106,7 +108,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Plain values only: no aliases (they can grow without bound), no repeated keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not accepted")
         return super().compose_node(parent, index)
 
@@ -151,8 +153,10 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
     return result
 
 

@@ -226,7 +226,7 @@ def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def _byte_level_free_bpe(tokenizer: Tokenizer) -> Any:
+def _hugging_face_twin(tokenizer: Tokenizer) -> Any:  # untyped library
     """The `tokenizers` object that repeats SentencePiece's merges."""
     import tokenizers
     from tokenizers import decoders, models, normalizers
@@ -270,7 +270,7 @@ def write_hugging_face_tokenizer(
     """
     tokenizer = Tokenizer.load(tokenizer_path)
     directory.mkdir(parents=True, exist_ok=True)
-    _byte_level_free_bpe(tokenizer).save(str(directory / "tokenizer.json"))
+    _hugging_face_twin(tokenizer).save(str(directory / "tokenizer.json"))
     special_map = {
         "eos_token": END_OF_SENTENCE,
         "unk_token": UNKNOWN,

@@ -26,7 +26,8 @@ LOG_NAME = "job.log"
 END_NAME = "end.json"
 LOG_KEY = "logs/job.log"
 SHOWN_LINES = 15
-_TAIL_BYTES = 16_384
+_TAIL_BYTES = 65_536
+_TORCHRUN_REPORT = "failed (exitcode:"  # what torchrun says after the worker's own last words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,8 @@ def last_lines(attempt: Attempt, *, count: int = SHOWN_LINES) -> str:
         stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         text = stream.read().decode("utf-8", "replace")
     lines = [line for line in redact(text).splitlines() if line.strip()]
+    reports = [index for index, line in enumerate(lines) if _TORCHRUN_REPORT in line]
+    lines = lines[: reports[0]] if reports and reports[0] else lines
     return "\n".join(f"  {line}" for line in lines[-count:]) or "(the job's log is empty)"
 
 

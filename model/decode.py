@@ -22,6 +22,8 @@ from m1.model.config import ModelConfig
 from m1.model.decode_network import Chunk, DecodeNetwork, RowState
 from m1.model.sampling import Sampling, choose, uniforms, wrap_seed
 
+__all__ = ["Completion", "Decoder", "FinishReason", "Request", "Sampling"]
+
 FinishReason = Literal["stop", "length", "repetition"]
 
 PREFILL_CHUNK_TOKENS = 128  # ours: 64 to 256 measure equal on CPU

@@ -9,8 +9,28 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 from torch.nn import functional
+
+
+def mix_experts(layer: MoELayer, hidden_TBD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Route, run the experts and sum their outputs by probability, [T, B, D].
+
+    Without expert or tensor parallelism nothing has to travel, and gathering rows by expert
+    directly costs half of what Megatron's general dispatcher does on a CPU.
+    """
+    if layer.ep_group.size() > 1 or layer.attn_tp_group.size() > 1:
+        mixed, _bias = layer(hidden_TBD, padding_mask=padding_mask)
+        return mixed
+    probabilities_RE, chosen_RE = layer.router(hidden_TBD, padding_mask)
+    flat_RD = hidden_TBD.reshape(-1, hidden_TBD.shape[-1])
+    chosen_ER = chosen_RE.t()
+    rows = chosen_ER.nonzero()[:, 1]
+    output, _bias = layer.experts(
+        flat_RD.index_select(0, rows), chosen_ER.sum(1), probabilities_RE.t()[chosen_ER]
+    )
+    return torch.zeros_like(flat_RD).index_add(0, rows, output).view_as(hidden_TBD)
 
 
 class GroupedExperts(MegatronModule):
@@ -61,7 +81,7 @@ class GroupedExperts(MegatronModule):
         return (output * probabilities_R[:, None].to(output.dtype)), None
 
     def _one_by_one(self, rows_RD: Tensor, tokens_per_expert: Tensor) -> Tensor:
-        sizes = [int(size) for size in tokens_per_expert]
+        sizes = tokens_per_expert.tolist()
         pieces = []
         for expert, rows in enumerate(rows_RD.split(sizes)):
             gate, up = functional.linear(rows, self.gate_up_weight[expert]).chunk(2, -1)

@@ -20,14 +20,14 @@ from torch.nn import functional
 
 from m1.model.slopes import slopes
 
-CHUNK_TOKENS = 64  # measured on CPU: 64 and 128 equal, 256 slower (research, speed section)
+CHUNK_TOKENS = 128  # measured on CPU at widths 24 to 64: 64 and 128 equal, 256 slower
 CHUNKS_PER_SEGMENT = 128  # bounds the N x N decay matrix between chunks
 
 
 def lightning_attention(
-    q_BTHW: Tensor,
-    k_BTHW: Tensor,
-    v_BTHW: Tensor,
+    q_BHTW: Tensor,
+    k_BHTW: Tensor,
+    v_BHTW: Tensor,
     slopes_H: Tensor,
     *,
     document_ids_BT: Tensor | None = None,
@@ -36,32 +36,27 @@ def lightning_attention(
     """Decayed causal linear attention.
 
     Args:
-        q_BTHW: queries; k_BTHW, v_BTHW likewise. SiLU is already applied.
-        k_BTHW: keys.
-        v_BTHW: values.
+        q_BHTW: queries, SiLU already applied; likewise keys and values.
+        k_BHTW: keys.
+        v_BHTW: values.
         slopes_H: positive fp32 decay rates, one per head.
         document_ids_BT: tokens attend within equal ids only; ids are contiguous along T.
         initial_state_BHWW: fp32 state before the first token (belongs to its document).
 
     Returns:
-        Output [B, T, H, W] in the type of q, and the fp32 state after the last token.
+        Output [B, H, T, W] in the type of q, and the fp32 state after the last token.
     """
     segment = CHUNK_TOKENS * CHUNKS_PER_SEGMENT
     outputs, state, document_before = [], initial_state_BHWW, None
-    for start in range(0, q_BTHW.shape[1], segment):
-        stop = start + segment
-        ids = None if document_ids_BT is None else document_ids_BT[:, start:stop]
-        output, state = _segment(
-            (q_BTHW[:, start:stop], k_BTHW[:, start:stop], v_BTHW[:, start:stop]),
-            slopes_H,
-            ids,
-            state,
-            document_before,
-        )
+    for start in range(0, q_BHTW.shape[2], segment):
+        part = slice(start, start + segment)
+        ids = None if document_ids_BT is None else document_ids_BT[:, part]
+        qkv = (q_BHTW[:, :, part], k_BHTW[:, :, part], v_BHTW[:, :, part])
+        output, state = _segment(qkv, slopes_H, ids, state, document_before)
         document_before = None if ids is None else ids[:, -1]
         outputs.append(output)
     assert state is not None
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), state
 
 
 def _segment(
@@ -72,40 +67,43 @@ def _segment(
     document_before_B: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One run of at most CHUNKS_PER_SEGMENT chunks, all chunks at once."""
-    length = qkv[0].shape[1]
+    length = qkv[0].shape[2]
     size = min(CHUNK_TOKENS, length)
     pad = -length % size
     q, k, v = (_chunks(x, size, pad) for x in qkv)  # [B, H, N, C, W]
     ids_BNC = None if ids_BT is None else _chunk_ids(ids_BT, size, pad)
 
-    o_intra = _within_chunks(q, k, v, slopes_H, ids_BNC)
-    k_end = k * _key_decay(slopes_H, size)[None, :, None, :, None]
-    if ids_BNC is not None:
-        ends_BN = ids_BNC[:, :, -1]
-        k_end = k_end * (ids_BNC == ends_BN[:, :, None])[:, None, :, :, None]
-    added_BHNWW = k_end.float().transpose(-1, -2) @ v.float()
-
+    output = _within_chunks(q, k, v, slopes_H, ids_BNC)
+    added_BHNWW = _added_by_chunks(k, v, slopes_H, ids_BNC)
     before_BHNWW, after_BHWW = _between_chunks(
         added_BHNWW, slopes_H * size, ids_BNC, state_BHWW, document_before_B
     )
-    q_start = q * _query_decay(slopes_H, size)[None, :, None, :, None]
-    if ids_BNC is not None:
-        previous = _previous_ids(ids_BNC, document_before_B)
-        q_start = q_start * (ids_BNC == previous[:, :, None])[:, None, :, :, None]
-    output = o_intra + (q_start.float() @ before_BHNWW).to(o_intra.dtype)
-    batch, heads, count, _, width = output.shape
-    output = output.permute(0, 2, 3, 1, 4).reshape(batch, count * size, heads, width)
+    if before_BHNWW is not None:
+        q_start = q * _query_decay(slopes_H, size)[None, :, None, :, None]
+        if ids_BNC is not None:
+            previous = _previous_ids(ids_BNC, document_before_B)
+            q_start = q_start * (ids_BNC == previous[:, :, None])[:, None, :, :, None]
+        output = output + (q_start.float() @ before_BHNWW).to(output.dtype)
     if pad:
         # padded keys are zero, but the state has decayed `pad` tokens too far
         after_BHWW = after_BHWW * torch.exp(slopes_H * pad)[None, :, None, None]
-    return output[:, :length], after_BHWW
+    return output.flatten(2, 3)[:, :, :length], after_BHWW
 
 
-def _chunks(x_BTHW: Tensor, size: int, pad: int) -> Tensor:
+def _chunks(x_BHTW: Tensor, size: int, pad: int) -> Tensor:
     if pad:
-        x_BTHW = functional.pad(x_BTHW, (0, 0, 0, 0, 0, pad))
-    batch, length, heads, width = x_BTHW.shape
-    return x_BTHW.view(batch, length // size, size, heads, width).permute(0, 3, 1, 2, 4)
+        x_BHTW = functional.pad(x_BHTW, (0, 0, 0, pad))
+    batch, heads, length, width = x_BHTW.shape
+    return x_BHTW.view(batch, heads, length // size, size, width)
+
+
+def _added_by_chunks(k: Tensor, v: Tensor, slopes_H: Tensor, ids_BNC: Tensor | None) -> Tensor:
+    """What each chunk adds to the state at its end: only its last document counts."""
+    k_end = k * _key_decay(slopes_H, k.shape[3])[None, :, None, :, None]
+    if ids_BNC is not None:
+        ends_BN = ids_BNC[:, :, -1]
+        k_end = k_end * (ids_BNC == ends_BN[:, :, None])[:, None, :, :, None]
+    return k_end.float().transpose(-1, -2) @ v.float()
 
 
 def _chunk_ids(ids_BT: Tensor, size: int, pad: int) -> Tensor:
@@ -156,13 +154,17 @@ def _between_chunks(
     ids_BNC: Tensor | None,
     state_BHWW: Tensor | None,
     document_before_B: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """State before every chunk and after the last, from what each chunk adds to it.
+
+    A single chunk without a state before it has nothing to read: the first answer is None.
 
     state_n = sum over m < n of exp(-s C (n - 1 - m)) added_m, as one product with an
     [N + 1, N] matrix; rows of another document than chunk m's end are zero.
     """
     batch, heads, count, width, _ = added_BHNWW.shape
+    if count == 1 and state_BHWW is None:
+        return None, added_BHNWW[:, :, 0]
     row = torch.arange(count + 1, device=added_BHNWW.device, dtype=torch.float32)
     distance = row[:, None] - 1 - row[None, :count]
     decay = torch.exp(-chunk_slopes_H[:, None, None] * distance.clamp(min=0)) * (distance >= 0)
@@ -259,12 +261,12 @@ class LightningAttention(MegatronModule):
         qkv, _unused = self.qkv_projection(hidden_states)
         gate, _unused = self.gate_projection(hidden_states)
         length, batch, _width = qkv.shape
-        qkv = functional.silu(qkv).view(length, batch, self.num_local_heads, -1).transpose(0, 1)
-        q, k, v = qkv.chunk(3, dim=-1)
+        split = qkv.view(length, batch, self.num_local_heads, 3, -1).permute(3, 1, 2, 0, 4)
+        q, k, v = functional.silu(split.contiguous()).unbind(0)
         output, _state = lightning_attention(
             q, k, v, self._local_slopes(qkv.device), document_ids_BT=attention_mask
         )
-        flat = output.transpose(0, 1).reshape(length, batch, -1)
+        flat = output.permute(2, 0, 1, 3).reshape(length, batch, -1)
         projected, _unused = self.out_projection(torch.sigmoid(gate) * self._norm(flat))
         return projected, None
 

@@ -8,9 +8,9 @@ Shape letters: B batch, T tokens, V vocabulary, D hidden.
 
 from typing import Any
 
-import torch
 from megatron.core import tensor_parallel
 from torch import Tensor
+from torch.nn import functional
 
 
 class Float32Head(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
@@ -25,7 +25,20 @@ class Float32Head(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
         return logits, bias
 
 
-def target_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Log-probability of each target under fp32 logits, [B, T]."""
-    picked = torch.gather(logits_BTV, -1, targets_BT[..., None]).squeeze(-1)
-    return picked - torch.logsumexp(logits_BTV, -1)
+def target_logprobs(logits_RCV: Tensor, targets_RC: Tensor, *, tensor_ranks: int = 1) -> Tensor:
+    """Log-probability of each target, in the shape of the targets (any two leading axes).
+
+    Args:
+        logits_RCV: fp32 logits; with `tensor_ranks` > 1 this rank's part of the vocabulary.
+        targets_RC: token ids.
+        tensor_ranks: tensor-parallel ranks that share the vocabulary.
+    """
+    if tensor_ranks > 1:
+        losses: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
+            logits_RCV, targets_RC.contiguous()
+        )
+        return -losses
+    losses = functional.cross_entropy(
+        logits_RCV.flatten(0, 1), targets_RC.flatten(), reduction="none"
+    )
+    return -losses.view_as(targets_RC)

@@ -14,6 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from m1.model.experts import mix_experts
+
 
 class RootMeanSquareNorm(MegatronModule):
     """RMSNorm in fp32 that may sit inside a sequence-parallel region."""
@@ -51,5 +53,4 @@ class HybridLayer(TransformerLayer):
         self, hidden_states: Tensor, inference_context: Any = None, padding_mask: Any = None
     ) -> Tensor:
         normed = self.pre_mlp_layernorm(hidden_states)
-        mixed, _bias = self.mlp(normed, padding_mask=padding_mask)
-        return self.config.hybrid.alpha * normed + mixed
+        return self.config.hybrid.alpha * normed + mix_experts(self.mlp, normed, padding_mask)

@@ -32,7 +32,7 @@ from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.experts import GroupedExperts
 from m1.model.initialisation import initialise
 from m1.model.lightning_attention import LightningAttention
-from m1.model.lm_head import Float32Head
+from m1.model.lm_head import Float32Head, target_logprobs
 from m1.model.residual import HybridLayer, RootMeanSquareNorm
 from m1.model.softmax_attention import DocumentAttention
 
@@ -124,7 +124,8 @@ def layer_spec(config: ModelConfig, layer: int) -> ModuleSpec:
             self_attention=_attention_spec(config.layer_kind(layer)),
             pre_mlp_layernorm=RootMeanSquareNorm,
             mlp=ModuleSpec(
-                module=MoELayer, submodules=MoESubmodules(experts=ModuleSpec(GroupedExperts))
+                module=MoELayer,
+                submodules=MoESubmodules(experts=ModuleSpec(GroupedExperts)),
             ),
         ),
     )
@@ -158,6 +159,10 @@ class HybridModel(GPTModel):  # type: ignore[misc]
                 gather_output=not self.parallel_output,
                 tp_group=self.pg_collection.tp,
             )
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Negative log-likelihood of `labels` [B, T] under fp32 logits [T, B, V], as [B, T]."""
+        return -target_logprobs(logits, labels.t(), tensor_ranks=self.pg_collection.tp.size()).t()
 
 
 def build_model(
@@ -197,3 +202,11 @@ def forward_logits(model: Any, tokens_BT: Tensor, document_ids_BT: Tensor | None
     positions = torch.arange(length, device=tokens_BT.device).expand(batch, -1)
     logits: Tensor = model(tokens_BT, positions, document_ids_BT)
     return logits
+
+
+def forward_nats(model: Any, tokens_BT1: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood [B, T] of each next token, given windows of T + 1 tokens."""
+    inputs, labels = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
+    positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    nats: Tensor = model(inputs, positions, document_ids_BT, labels=labels)
+    return nats

@@ -7,15 +7,26 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
+
 from m1.infra.errors import InvalidSettingError
 from m1.infra.launch.protocol import JobHandle, JobRequest, JobState, JobStatus
+from m1.infra.launch.work_files import (
+    ANSWER_NAMES,
+    EXIT_NAME,
+    HANDLE_NAME,
+    LOG_NAME,
+    WORKER_EXIT_NAME,
+    read_exit,
+    write_json,
+    write_stop_grace,
+)
 from m1.infra.lease import process_start
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-_ANSWERS = ("exit.json", "worker_exit.json", "handle.json")
+_GENERIC_FAILURE = 1
+_MARGIN_SECONDS = 5.0  # ours: the supervisor kills at the end of the grace; then we give up on it
 
 
 class LocalLauncher:
@@ -35,12 +46,11 @@ class LocalLauncher:
             )
         work_dir = request.work_dir.absolute()
         work_dir.mkdir(parents=True, exist_ok=True)
-        for name in _ANSWERS:
+        for name in ANSWER_NAMES:
             (work_dir / name).unlink(missing_ok=True)
-        supervisor = [sys.executable, "-m", "m1.infra.launch.supervisor", str(work_dir)]
-        with (work_dir / "job.log").open("ab") as log:
+        with (work_dir / LOG_NAME).open("ab") as log:
             child = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
-                [*supervisor, str(self._stop_grace_seconds), "--", *_torchrun(request)],
+                _supervisor(request, work_dir, self._stop_grace_seconds),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -53,7 +63,7 @@ class LocalLauncher:
             "process_start": process_start(child.pid) or "",
             "work_dir": str(work_dir),
         }
-        _write_json(work_dir / "handle.json", {"name": request.name, "details": details})
+        write_json(work_dir / HANDLE_NAME, {"name": request.name, "details": details})
         return JobHandle(launcher="local", name=request.name, details=details)
 
     def poll(self, handle: JobHandle) -> JobStatus:
@@ -61,17 +71,17 @@ class LocalLauncher:
         if self._is_alive(handle):
             return JobStatus(state=JobState.RUNNING)
         work_dir = Path(handle.details["work_dir"])
-        exit_code = _read_exit(work_dir / "exit.json")
+        exit_code = read_exit(work_dir / EXIT_NAME)
         if exit_code is None:
             return JobStatus(state=JobState.ENDED, exit_code=137, detail="supervisor was killed")
-        if exit_code != 0:
-            # torchrun answers 1 for every failed worker; the worker says what really happened
-            exit_code = _read_exit(work_dir / "worker_exit.json") or exit_code
+        if exit_code == _GENERIC_FAILURE:
+            # another rank's collapse may be all that the agent saw; the worker knows better
+            exit_code = read_exit(work_dir / WORKER_EXIT_NAME) or exit_code
         return JobStatus(state=JobState.ENDED, exit_code=exit_code)
 
     def logs(self, handle: JobHandle, *, offset_bytes: int = 0) -> bytes:
         """Output of the job from `offset_bytes` on."""
-        path = Path(handle.details["work_dir"]) / "job.log"
+        path = Path(handle.details["work_dir"]) / LOG_NAME
         if not path.exists():
             return b""
         with path.open("rb") as source:
@@ -79,15 +89,19 @@ class LocalLauncher:
             return source.read()
 
     def cancel(self, handle: JobHandle, *, grace_seconds: float = 20.0) -> None:
-        """SIGTERM, wait, then SIGKILL the whole tree."""
+        """SIGTERM; the supervisor kills what is left after `grace_seconds` and says so.
+
+        Only a supervisor that does not even do that is killed from here, with its whole tree.
+        """
         if not self._is_alive(handle):
             return
+        write_stop_grace(Path(handle.details["work_dir"]), grace_seconds)
         try:
             supervisor = psutil.Process(handle.details["process_id"])
             supervisor.terminate()
-            deadline = time.monotonic() + grace_seconds
+            deadline = time.monotonic() + grace_seconds + _MARGIN_SECONDS
             while self._is_alive(handle) and time.monotonic() < deadline:
-                time.sleep(0.05)
+                time.sleep(0.02)
             if self._is_alive(handle):
                 for process in [*supervisor.children(recursive=True), supervisor]:
                     _kill(process)
@@ -96,7 +110,7 @@ class LocalLauncher:
 
     def adopt(self, request: JobRequest) -> JobHandle | None:
         """The live job of the same name in the same work folder."""
-        path = request.work_dir.absolute() / "handle.json"
+        path = request.work_dir.absolute() / HANDLE_NAME
         try:
             record = json.loads(path.read_text())
             handle = JobHandle(launcher="local", name=record["name"], details=record["details"])
@@ -112,16 +126,17 @@ class LocalLauncher:
         return process_start(process_id) == handle.details["process_start"]
 
 
-def _torchrun(request: JobRequest) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--local-addr", "127.0.0.1", "--nproc-per-node", str(request.processes)]
-    return [*torchrun, "--monitor-interval", "0.1", "-m", request.module, *request.arguments]
+def _supervisor(request: JobRequest, work_dir: Path, grace_seconds: float) -> list[str]:
+    command = [sys.executable, "-m", "m1.infra.launch.supervisor", str(work_dir)]
+    command += [str(os.getpid()), str(grace_seconds), str(request.processes)]
+    return [*command, "--", request.module, *request.arguments]
 
 
 def _job_environment(request: JobRequest, environ: Mapping[str, str]) -> dict[str, str]:
     passed_on = {name: environ[name] for name in _PASSED_ON if name in environ}
     threads = max(1, (os.cpu_count() or 1) // request.processes)
-    return {"OMP_NUM_THREADS": str(threads), **passed_on, **request.environment}
+    ours = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    return {**ours, **passed_on, **request.environment}
 
 
 def _kill(process: psutil.Process) -> None:
@@ -129,16 +144,3 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         return
-
-
-def _read_exit(path: Path) -> int | None:
-    try:
-        return int(json.loads(path.read_text())["exit_code"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value))
-    part.replace(path)

@@ -1,67 +1,114 @@
-"""Runs one command and outlives it: `python -m m1.infra.launch.supervisor DIR GRACE -- COMMAND`.
+"""Runs one job and outlives it: `python -m m1.infra.launch.supervisor DIR PARENT GRACE N -- ...`.
 
-Forwards SIGTERM and SIGINT, ends the command when its own parent dies, and writes
-`exit.json` last. Not a restarter, and imports no torch, so it costs a few megabytes.
+A light parent and a forked torchrun agent (agent.py). The parent imports no torch: it forwards
+SIGTERM and SIGINT, ends the job when its own parent dies, kills what is left, and writes
+`exit.json` last. Not a restarter.
 """
 
 import ctypes
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
-_SET_CHILD_SUBREAPER = 36  # prctl: orphaned workers become our children, so we can end them
+from m1.infra.launch.work_files import EXIT_NAME, read_stop_grace, write_exit
+
 _SET_PARENT_DEATH_SIGNAL = 1
-_POLL_SECONDS = 0.1
+_SET_CHILD_SUBREAPER = 36  # orphaned workers become our children, so we can end them
+_POLL_SECONDS = 0.02
+_FAILED = 1
+
+
+class StopSignals:
+    """Remembers SIGTERM and SIGINT instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def install(self) -> None:
+        """Listen from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Supervise one command; returns its exit code, 128 + n when signal n ended it."""
-    parent = os.getppid()
-    work_dir, grace_seconds, command = Path(arguments[0]), float(arguments[1]), arguments[3:]
+    """Supervise one job; returns its exit code, 128 + n when signal n ended it."""
+    work_dir, parent = Path(arguments[0]), int(arguments[1])
+    grace_seconds, processes = float(arguments[2]), int(arguments[3])
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    stop_requested: list[int] = []
+    signals = StopSignals()
+    signals.install()
+    supervisor, agent = os.getpid(), os.fork()  # a fork saves the start of a second interpreter
+    if agent == 0:
+        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+        _become_agent(supervisor, processes, grace_seconds, arguments[5:])
 
-    def remember(number: int, _frame: FrameType | None) -> None:
-        stop_requested.append(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, remember)
-    child = subprocess.Popen(  # noqa: S603 - an argument list built by the launcher
-        command,
-        start_new_session=True,
-        preexec_fn=lambda: prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0),
-    )
     # ours: the parent is watched by its number; the kernel's death signal follows the *thread*
     # that started us, and flow tasks run in threads that end early
-    must_stop = lambda: bool(stop_requested) or os.getppid() != parent  # noqa: E731
-    exit_code = _wait(child, must_stop=must_stop, grace_seconds=grace_seconds)
+    def stops() -> int:
+        return signals.count + (os.getppid() != parent)
+
+    def grace() -> float:
+        told = read_stop_grace(work_dir)
+        return grace_seconds if told is None else told
+
+    exit_code = _wait(agent, stops=stops, grace=grace)
     _kill_descendants()
-    _write_exit(work_dir / "exit.json", exit_code)
+    write_exit(work_dir / EXIT_NAME, exit_code)
     return exit_code
 
 
-def _wait(
-    child: subprocess.Popen[bytes], *, must_stop: Callable[[], bool], grace_seconds: float
-) -> int:
-    deadline: float | None = None
-    while child.poll() is None:
-        now = time.monotonic()
-        if deadline is None and must_stop():
-            deadline = now + grace_seconds
-            child.terminate()
-        elif deadline is not None and now >= deadline:
+def _become_agent(
+    supervisor: int, processes: int, grace_seconds: float, command: Sequence[str]
+) -> NoReturn:
+    exit_code = _FAILED
+    try:
+        os.setsid()
+        from m1.infra.launch.agent import run_agent  # torch: the parent must stay light
+
+        exit_code = run_agent(
+            command[0],
+            command[1:],
+            processes=processes,
+            supervisor=supervisor,
+            grace_seconds=grace_seconds,
+        )
+    except SystemExit as error:
+        exit_code = error.code if isinstance(error.code, int) else _FAILED
+    except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
+def _wait(agent: int, *, stops: Callable[[], int], grace: Callable[[], float]) -> int:
+    """Poll until the agent ends; every new stop request is passed on and may shorten the time."""
+    passed_on, deadline = 0, float("inf")
+    while True:
+        ended, status = os.waitpid(agent, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        requested, now = stops(), time.monotonic()
+        if requested > passed_on:
+            passed_on, deadline = requested, min(deadline, now + grace())
+            if now < deadline:
+                os.kill(agent, signal.SIGTERM)
+        if now >= deadline:
             _kill_descendants()
         time.sleep(_POLL_SECONDS)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _kill_descendants() -> None:
@@ -70,12 +117,6 @@ def _kill_descendants() -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-
-
-def _write_exit(path: Path, exit_code: int) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"exit_code": exit_code}))
-    part.replace(path)
 
 
 if __name__ == "__main__":

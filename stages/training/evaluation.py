@@ -15,8 +15,7 @@ from m1.data_recipes.pack import TokenBatch, TokenShards, WindowPlan
 from m1.data_recipes.tasks.families import Task, make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.decode import Decoder, Request, Sampling
-from m1.model.lm_head import target_logprobs
-from m1.model.spec import HybridModel, forward_logits
+from m1.model.spec import HybridModel, forward_nats
 from m1.stages.settings import TaskMix
 
 EVALUATION_SEED = 20_250_616  # ours: the same held-out problems in every stage and run
@@ -54,9 +53,9 @@ def loss_by_position(model: HybridModel, batches: Iterable[TokenBatch]) -> Tenso
     for batch in batches:
         device = next(model.parameters()).device
         tokens = batch.tokens_BT.to(device)
-        logits = forward_logits(model, tokens[:, :-1], batch.document_ids_BT[:, :-1].to(device))
+        documents = batch.document_ids_BT[:, :-1].to(device)
         mask = batch.loss_mask_BT.to(device)
-        nats = -(target_logprobs(logits, tokens[:, 1:]) * mask).double().sum(0)
+        nats = (forward_nats(model, tokens, documents) * mask).double().sum(0)
         total = nats if total is None else total + nats
         count = mask.double().sum(0) if count is None else count + mask.double().sum(0)
     assert total is not None

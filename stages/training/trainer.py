@@ -25,7 +25,6 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from m1.model.lm_head import target_logprobs
 from m1.model.spec import HybridModel
 from m1.stages.settings import TrainSettings
 
@@ -141,11 +140,11 @@ def _forward_step(loss: LossFunction) -> Callable[[Any, Any], tuple[Tensor, Any]
         batch = next(batches)
         inputs = batch["tokens_BT"]
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        output = model(inputs, positions, batch.get("document_ids_BT"))
+        documents = batch.get("document_ids_BT")
+        output = model(inputs, positions, documents, labels=batch["targets_BT"])
 
-        def reduce(logits_BTV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            logprobs = target_logprobs(logits_BTV, batch["targets_BT"])
-            total, sums = loss(logprobs, batch)
+        def reduce(nats_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            total, sums = loss(-nats_BT, batch)
             tokens = batch["loss_mask_BT"].sum().to(torch.int)
             report = {"loss": total.detach(), "tokens": tokens.float(), **sums}
             return total, tokens, report

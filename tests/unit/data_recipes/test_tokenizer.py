@@ -121,9 +121,7 @@ def test_user_text_cannot_forge_a_role(tokenizer: Tokenizer) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(thought=_TEXT, answer=_TEXT)
-def test_response_is_read_back_as_written(
-    tokenizer: Tokenizer, thought: str, answer: str
-) -> None:
+def test_response_is_read_back_as_written(tokenizer: Tokenizer, thought: str, answer: str) -> None:
     ids = [*response_token_ids(tokenizer, thought, answer), tokenizer.pad_id]
 
     response = parse_response(tokenizer, ids)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +75,13 @@ def effects(store: LocalStore, tmp_path: Path) -> Callable[..., RunEffects]:
 def fake_environment(script: object) -> dict[str, str]:
     path = os.pathsep.join([str(FAKES), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
     return {"M1_FAKE": json.dumps(script), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs without torchrun (3 s each): supervisor, exit codes, logs and adoption stay real."""
+
+    def command(request):
+        return [sys.executable, "-m", request.module, *request.arguments]
+
+    monkeypatch.setattr("m1.infra.launch.local._torchrun", command)

@@ -41,6 +41,7 @@ def test_a_missing_parent_is_named_and_nothing_is_launched(effects, record, stor
     assert attempts(store, "pretrain") == set()
 
 
+@pytest.mark.usefixtures("direct")
 def test_the_end_of_the_log_is_shown_without_secrets_and_the_log_is_kept(effects, record, store):
     outside = effects(curate=["bad-input"])
 
@@ -53,6 +54,7 @@ def test_the_end_of_the_log_is_shown_without_secrets_and_the_log_is_kept(effects
     assert "m1 logs r1 curate" in str(caught.value)
 
 
+@pytest.mark.usefixtures("direct")
 def test_three_failures_without_progress_end_the_stage(effects, record, store):
     outside = effects(curate=["no-result", "wrong-size", "crash"])
 
@@ -65,6 +67,7 @@ def test_three_failures_without_progress_end_the_stage(effects, record, store):
     assert len(attempts(store, "curate")) == 3
 
 
+@pytest.mark.usefixtures("direct")
 def test_preemptions_and_failures_with_progress_are_not_counted(effects, record):
     endings = ["crash", "preempt", "checkpoint", "crash", "preempt-checkpoint", "crash", "ok"]
     endings[2] = "crash-checkpoint"
@@ -99,6 +102,7 @@ def kill_worker(outside):
             process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("direct")
 def test_a_stop_request_saves_and_names_the_way_on(effects, record):
     outside = effects(curate=["slow", "ok"])
 
@@ -117,6 +121,7 @@ def test_a_stop_request_saves_and_names_the_way_on(effects, record):
     assert commit.metrics["resumed_from"] >= 1
 
 
+@pytest.mark.usefixtures("direct")
 def test_two_runners_make_one_commit(effects, record, store):
     answers = []
 

