@@ -51,9 +51,7 @@ def fork_run(
     return tuple(digests)
 
 
-def _kept(
-    store: Store, origin: RunRecord, preset: Preset, from_stage: str
-) -> tuple[Commit, ...]:
+def _kept(store: Store, origin: RunRecord, preset: Preset, from_stage: str) -> tuple[Commit, ...]:
     """Commits before `from_stage`, each proven to be what the new settings would make."""
     if from_stage not in preset.order:
         raise unknown_name("--from", from_stage, preset.order)

@@ -52,9 +52,7 @@ def configure(environ: MutableMapping[str, str], environment: Environment) -> Pa
 
 
 @contextmanager
-def prefect_session(
-    environ: MutableMapping[str, str], environment: Environment
-) -> Iterator[str]:
+def prefect_session(environ: MutableMapping[str, str], environment: Environment) -> Iterator[str]:
     """The URL of a Prefect API that answers, set as PREFECT_API_URL while the block runs.
 
     Raises:
@@ -97,7 +95,7 @@ def is_healthy(url: str, *, timeout_seconds: float = 2.0) -> bool:
         return False
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=timeout_seconds) as answer:  # noqa: S310
-            return bool(answer.status == 200)  # noqa: PLR2004
+            return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

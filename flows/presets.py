@@ -171,7 +171,7 @@ def split_override(text: str) -> tuple[tuple[str, ...], Any]:
     """
     dotted, sign, value = text.partition("=")
     path = tuple(dotted.strip().split("."))
-    if not sign or len(path) < 2 or not all(path):  # noqa: PLR2004  (section and setting)
+    if not sign or len(path) < 2 or not all(path):
         raise InvalidSettingError(
             field="--set", value=text, accepted="path=value, such as pretrain.learning_rate=1e-3"
         )
@@ -190,7 +190,7 @@ def _set(document: Document, path: tuple[str, ...], value: Any) -> None:
     if section not in order:
         raise unknown_name("setting", ".".join(path), ["run", "model", "layout", *order])
     stages = document.setdefault("stages", {})
-    if len(path) > 2:  # noqa: PLR2004  (a part of a nested setting: keep its other parts)
+    if len(path) > 2:
         resolved = _stage_settings(document, section).model_dump(mode="json")
         own = stages.setdefault(section, {})
         if path[1] in resolved:

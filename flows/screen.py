@@ -174,7 +174,7 @@ def duration(seconds: float) -> str:
 def size_words(size_bytes: float) -> str:
     """Such as `3.2 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size_bytes < 1024 or unit == "TiB":  # noqa: PLR2004
+        if size_bytes < 1024 or unit == "TiB":
             break
         size_bytes /= 1024
     return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"

@@ -1,21 +1,21 @@
 """Every error this project raises on purpose, as one tree. Each class answers: may I retry?
 
-    M1Error
-    ├── UsageError                 the person asked for something impossible      exit 2, never retried
-    │   ├── InvalidSettingError      one field, its value, what is accepted
-    │   └── SettingsChangedError     resume with other settings than the run was started with
-    ├── StageFailedError           a stage ended without a verified commit        exit 3
-    │   └── BadInputError            the input of a stage is unusable             exit 65, never retried
-    ├── PreemptedError             stopped after a checkpoint                     exit 75, retried, not counted
-    ├── LeaseError
-    │   ├── LeaseHeldError           somebody else is working on this stage       wait or give up
-    │   └── LeaseLostError           we were fenced off; stop at once             never write again
-    └── StoreError
-        ├── NotFoundError            the key does not exist
-        ├── PreconditionFailedError  a conditional write lost its race
-        ├── CorruptObjectError       bytes do not match their recorded digest     never retried
-        ├── StoreAccessError         read-only, forbidden, bad credentials        never retried
-        └── StoreUnavailableError    unreachable or overloaded                    may be retried
+M1Error
+├── UsageError                 the person asked for the impossible: exit 2, never retried
+│   ├── InvalidSettingError      one field, its value, what is accepted
+│   └── SettingsChangedError     resume with other settings than the run was started with
+├── StageFailedError           a stage ended without a verified commit: exit 3
+│   └── BadInputError            the input of a stage is unusable: exit 65, never retried
+├── PreemptedError             stopped after a checkpoint: exit 75, retried, not counted
+├── LeaseError
+│   ├── LeaseHeldError           somebody else works on this stage: wait or give up
+│   └── LeaseLostError           we were fenced off: stop at once, never write again
+└── StoreError
+    ├── NotFoundError            the key does not exist
+    ├── PreconditionFailedError  a conditional write lost its race
+    ├── CorruptObjectError       bytes do not match their recorded digest: never retried
+    ├── StoreAccessError         read-only, forbidden, bad credentials: never retried
+    └── StoreUnavailableError    unreachable or overloaded: may be retried
 """
 
 from collections.abc import Mapping

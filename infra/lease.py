@@ -1,6 +1,7 @@
 """Who may work on a stage: one object with a fencing number. Does not guard single writes."""
 
 import dataclasses
+import logging
 import os
 import secrets
 import socket
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+
 from m1.infra.canonical_json import canonical_json, parse_json
 from m1.infra.clock import SYSTEM_CLOCK, Clock
 from m1.infra.errors import (
@@ -23,6 +25,8 @@ from m1.infra.errors import (
 )
 from m1.infra.store.protocol import Store, StoredObject
 
+_LOG = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0
 _FIELDS = {"fence", "token", "holder", "expires_at", "released", "term_seconds", "renewals"}
 
 
@@ -84,11 +88,14 @@ class Lease:
     ) -> "Lease":
         """Take the lease, or raise LeaseHeldError.
 
-        A dead holder on this host is replaced at once. Any other must be expired by the wall
-        clock and then silent for one more term of ours, so that a jumping clock takes nothing.
+        A dead holder on this host is replaced at once. Any other must be expired for a whole term
+        by the wall clock, and silent for at least a third of a term while we watch: a live one
+        renews that often, so a clock that jumped takes nothing. Blocks for what is left of that.
         """
         found = _read(store, key)
-        fence = 1 if found is None else _free_fence(store, key, found, holder=holder, clock=clock)
+        if found is not None:
+            found = _await_free(store, key, found, holder=holder, clock=clock)
+        fence = 1 if found is None else int(found[1]["fence"]) + 1
         record = {
             "fence": fence,
             "token": secrets.token_hex(16),
@@ -188,28 +195,57 @@ def _read(store: Store, key: str) -> tuple[StoredObject, dict[str, Any]] | None:
     return found, record
 
 
-def _free_fence(
+def _await_free(
     store: Store,
     key: str,
     found: tuple[StoredObject, dict[str, Any]],
     *,
     holder: Holder,
     clock: Clock,
-) -> int:
-    """The next fencing number if the lease may be taken, else LeaseHeldError."""
-    stored, record = found
-    old = Holder(**record["holder"])
-    if not record["released"] and not _is_dead(old, holder):
-        left_seconds = record["expires_at"] - clock.wall_seconds()
-        if left_seconds <= 0:
-            clock.sleep(record["term_seconds"])
-            again = _read(store, key)
-            if again is not None and again[0].etag == stored.etag:
-                return int(record["fence"]) + 1
-            left_seconds = record["term_seconds"]
-        name = f"{old.label or 'process'} {old.process_id} on {old.host}"
+) -> tuple[StoredObject, dict[str, Any]]:
+    """The version of the lease that may be replaced, else LeaseHeldError."""
+    record = found[1]
+    if _is_free(record, holder):
+        return found
+    name = _name(record)
+    left_seconds = record["expires_at"] - clock.wall_seconds()
+    if left_seconds > 0:
         raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
-    return int(record["fence"]) + 1
+    term_seconds = record["term_seconds"]
+    wait_seconds = max(term_seconds + left_seconds, term_seconds / 3)
+    _LOG.warning(
+        "%s is held by %s and expired %.0f s ago; watching %.0f s for a sign of life",
+        key, name, -left_seconds, wait_seconds,
+    )  # fmt: skip
+    until = clock.monotonic_seconds() + wait_seconds
+    while (left := until - clock.monotonic_seconds()) > 0:
+        clock.sleep(min(left, _LOOK_SECONDS))
+        again = _read(store, key)
+        if again is None or again[0].etag != found[0].etag:
+            return _changed(key, again, holder)
+    return found
+
+
+def _changed(
+    key: str, again: tuple[StoredObject, dict[str, Any]] | None, holder: Holder
+) -> tuple[StoredObject, dict[str, Any]]:
+    """The lease was written while we watched: take it if it was given back."""
+    if again is None:
+        raise CorruptObjectError(f"{key} was deleted; fencing numbers must not start again")
+    if _is_free(again[1], holder):
+        return again
+    raise LeaseHeldError(
+        key=key, holder=_name(again[1]), expires_in_seconds=again[1]["term_seconds"]
+    )
+
+
+def _is_free(record: dict[str, Any], asking: Holder) -> bool:
+    return bool(record["released"]) or _is_dead(Holder(**record["holder"]), asking)
+
+
+def _name(record: dict[str, Any]) -> str:
+    old = Holder(**record["holder"])
+    return f"{old.label or 'process'} {old.process_id} on {old.host}"
 
 
 def _is_dead(old: Holder, asking: Holder) -> bool:

@@ -1,4 +1,4 @@
-"""What a run will need before anything is spent: parameters, FLOPs, memory, GPU-hours, money, bytes.
+"""What a run will need, before it is spent: parameters, FLOPs, memory, GPU-hours, money, bytes.
 
 Arithmetic on plain numbers; imports no torch. Counts of parameters are exact; FLOPs count matrix
 products only (a multiply-add is 2); memory and bytes are upper estimates by the formulas below.

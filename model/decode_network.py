@@ -35,8 +35,8 @@ class Chunk:
     """
 
     first_row: int
-    positions_BC: Tensor
-    counts_B: Tensor | None
+    positions_BC: Tensor  # noqa: N815 (shape letters)
+    counts_B: Tensor | None  # noqa: N815
     cached_tokens: int
 
     @property
@@ -104,6 +104,10 @@ class DecodeNetwork:
         exponent = torch.arange(half, dtype=torch.float32, device=device) / half
         self.frequencies_J = 1.0 / rotary_base**exponent
         self.slopes = [slopes(config, layer).to(device) for layer in range(config.num_layers)]
+        self.decays = [torch.exp(-slope)[:, None, None] for slope in self.slopes]
+        self.routers = [
+            self._weight(layer, "mlp.router.weight").float() for layer in range(config.num_layers)
+        ]
         self.is_dense = config.num_experts <= DENSE_EXPERTS
         self.down_stacked = {}
         if self.is_dense:  # [E F, D]: the sum over experts happens inside one product
@@ -153,7 +157,7 @@ class DecodeNetwork:
         q, k, v = qkv.transpose(1, 2).float().chunk(3, -1)  # [B, H, C, W]
         rows = state[chunk.rows]
         if q.shape[2] == 1 and chunk.counts_B is None:
-            output = _one_token(q, k, v, self.slopes[layer], rows)
+            output = _one_token((q, k, v), self.decays[layer], rows)
         else:
             output = _one_chunk((q, k, v), self.slopes[layer], rows, chunk.counts_B)
         flat = output.transpose(1, 2).flatten(2).to(x_BCD.dtype)
@@ -198,8 +202,7 @@ class DecodeNetwork:
         return functional.linear(output, self._weight(layer, "self_attention.linear_proj.weight"))
 
     def _experts(self, x_RD: Tensor, layer: int) -> Tensor:
-        router = self._weight(layer, "mlp.router.weight").float()
-        logits = functional.linear(x_RD.float(), router)
+        logits = functional.linear(x_RD.float(), self.routers[layer])
         best_Rk, chosen_Rk = logits.topk(self.config.experts_per_token, -1)
         probabilities_Rk = best_Rk.softmax(-1)
         if self.is_dense and x_RD.shape[0] <= DENSE_ROWS:
@@ -235,10 +238,9 @@ class DecodeNetwork:
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    x32 = x.float()
-    scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_()
-    scale = scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return (x32 * scale).to(x.dtype) * weight
+    if x.dtype is torch.float32:
+        return functional.rms_norm(x, weight.shape, weight, epsilon)
+    return functional.rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype) * weight
 
 
 def _rotate(x_BCHW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -249,9 +251,10 @@ def _rotate(x_BCHW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned.to(x_BCHW.dtype), x_BCHW[..., 2 * half :]], -1)
 
 
-def _one_token(q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor, state: Tensor) -> Tensor:
+def _one_token(qkv: tuple[Tensor, Tensor, Tensor], decay_H11: Tensor, state: Tensor) -> Tensor:
     """The recurrence itself, [B, H, 1, W]; updates `state` in place."""
-    state.mul_(torch.exp(-slopes_H)[:, None, None])
+    q, k, v = qkv
+    state.mul_(decay_H11)
     flat = state.flatten(0, 1)
     flat.baddbmm_(k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))
     return torch.bmm(q.flatten(0, 1), flat).view_as(q)

@@ -5,8 +5,9 @@ in the new window is measured three times: as inherited, with the rotary base al
 after training, so that what the steps contribute stands apart from what the base contributes.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -36,46 +37,36 @@ from m1.stages.training.trainer import Trainer
 from m1.stages.worker import StageOutcome
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Held-out losses under one set of weights and one rotary base."""
+
+    long_T: Tensor  # by position, in windows inside one document
+    short: float  # mean, in the short window
+
+
 def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
     """Train on longer windows under a larger rotary base."""
     parent = context.weights_parent()
     assert parent is not None
-    record = parse_json((context.fetch(parent, MODEL_RECORD)).read_bytes())
-    old_base, old_window = float(record["rotary_base"]), int(record["window_tokens"])  # type: ignore[index,call-overload]
+    record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
+    old_base, old_window = float(record["rotary_base"]), int(record["window_tokens"])
     tokenizer = open_tokenizer(context)
     with open_model(context, build_options(context, settings), weights_of=parent) as model:
-        mixture = PretrainSettings().mixture
         directory = context.fetch("curate", "shards/")
-        heldout = TokenShards.open(directory, "heldout")
-        long = heldout_batches(
-            heldout,
-            weights=mixture,
-            window_tokens=settings.window_tokens,
-            tokens=settings.heldout_tokens,
-            inside_documents=True,
-        )
-        short = heldout_batches(
-            heldout,
-            weights=mixture,
-            window_tokens=settings.short_window_tokens,
-            tokens=settings.heldout_tokens,
-        )
-        before = _losses(context, model, (long, short), old_base)
-        base_only = _losses(context, model, (long, short), settings.rotary_base)
+        heldout = _heldout(TokenShards.open(directory, "heldout"), settings)
+        before = _measure(context, model, heldout, old_base)
+        base_only = _measure(context, model, heldout, settings.rotary_base)
         plan = _plan(context, settings, tokenizer, TokenShards.open(directory, "train"))
-        trainer = Trainer(model, settings)
         cursor = train(
             context,
-            trainer,
+            Trainer(model, settings),
             settings,
             lambda step, rank, world: plan.batch(step, rank=rank, world=world),
         )
-        after = _losses(context, model, (long, short), settings.rotary_base)
+        after = _measure(context, model, heldout, settings.rotary_base)
         accuracy = task_accuracy(
-            model,
-            tokenizer,
-            settings.tasks,
-            problems=settings.evaluation_problems,
+            model, tokenizer, settings.tasks, problems=settings.evaluation_problems
         )
         hand_over_weights(
             context, model, rotary_base=settings.rotary_base, window_tokens=settings.window_tokens
@@ -88,34 +79,55 @@ def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
         metrics={
             "loss_first": first,
             "loss_last": last,
-            "heldout_loss": after[1],
-            "short_loss_before": before[1],
-            "short_loss_base_only": base_only[1],
-            "short_loss": after[1],
-            "new_window_loss_before": _mean(before[0], new),
-            "new_window_loss_base_only": _mean(base_only[0], new),
-            "new_window_loss": _mean(after[0], new),
-            "drop_by_base": _mean(before[0], new) - _mean(base_only[0], new),
-            "drop_by_training": _mean(base_only[0], new) - _mean(after[0], new),
-            "loss_by_position_before": _buckets(before[0]),
-            "loss_by_position_base_only": _buckets(base_only[0]),
-            "loss_by_position": _buckets(after[0]),
+            **loss_metrics(before, base_only, after, new),
             **accuracy_metrics(accuracy, ""),
             "tokens_per_second": mean_speed(context),
         },
     )
 
 
-def _losses(
+def loss_metrics(
+    before: Measured, base_only: Measured, after: Measured, new: slice
+) -> dict[str, object]:
+    """The three measurements side by side; `new` are the positions no earlier window reached."""
+    named = {"_before": before, "_base_only": base_only, "": after}
+    metrics: dict[str, object] = {"heldout_loss": after.short}
+    for suffix, measured in named.items():
+        metrics[f"short_loss{suffix}"] = measured.short
+        metrics[f"new_window_loss{suffix}"] = _mean(measured.long_T, new)
+        metrics[f"loss_by_position{suffix}"] = _buckets(measured.long_T)
+    metrics["drop_by_base"] = _mean(before.long_T, new) - _mean(base_only.long_T, new)
+    metrics["drop_by_training"] = _mean(base_only.long_T, new) - _mean(after.long_T, new)
+    return metrics
+
+
+def _heldout(
+    shards: TokenShards, settings: ExtendSettings
+) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """Held-out windows inside long documents, and ordinary short ones."""
+    mixture, tokens = PretrainSettings().mixture, settings.heldout_tokens
+    long = heldout_batches(
+        shards,
+        weights=mixture,
+        window_tokens=settings.window_tokens,
+        tokens=tokens,
+        inside_documents=True,
+    )
+    short = heldout_batches(
+        shards, weights=mixture, window_tokens=settings.short_window_tokens, tokens=tokens
+    )
+    return long, short
+
+
+def _measure(
     context: StageContext,
     model: HybridModel,
-    batches: tuple[Sequence[TokenBatch], Sequence[TokenBatch]],
+    heldout: tuple[list[TokenBatch], list[TokenBatch]],
     rotary_base: float,
-) -> tuple[Tensor, float]:
-    """Loss by position in the long window and mean loss in the short one, under a base."""
+) -> Measured:
     context.report(phase="evaluating")
     set_rotary_base(model, rotary_base)
-    return loss_by_position(model, batches[0]), mean_loss(model, batches[1])
+    return Measured(long_T=loss_by_position(model, heldout[0]), short=mean_loss(model, heldout[1]))
 
 
 def _mean(loss_T: Tensor, where: slice) -> float:

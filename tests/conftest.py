@@ -1,12 +1,16 @@
 """Fixtures of every room: a clean environment and a real S3 server. Holds no tests."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.s3_server import S3Server, SeaweedServer, find_weed
+sys.path.append(str(Path(__file__).parents[1]))  # so that tests may say `from tests.fakes ...`
+
+from tests.s3_server import S3Server, SeaweedServer, find_weed  # noqa: E402
 
 REQUIRE_REAL = "M1_REQUIRE_REAL"  # 1: a missing server is a failure, not a skip
 _SCRUBBED_PREFIXES = ("AWS_", "M1_", "PREFECT_")

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     signals.install()
     supervisor, agent = os.getpid(), os.fork()  # a fork saves the start of a second interpreter
     if agent == 0:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
         prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
         _become_agent(supervisor, processes, grace_seconds, arguments[5:])
 

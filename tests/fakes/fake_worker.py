@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from m1.infra.canonical_json import canonical_json
+from m1.infra.manifest import ObjectEntry
 from m1.infra.names import attempt_prefix, progress_key
 from m1.infra.store.open_store import open_store
 from m1.infra.transfer import upload_tree
-from m1.infra.manifest import ObjectEntry
 from m1.stages.checkpoints import RECORD_NAME, CheckpointRecord, checkpoint_prefix, resume_points
 from m1.stages.contract import RESULT_NAME, Progress, StageResult, StageSpec
 

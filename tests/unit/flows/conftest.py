@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from m1.flows.effects import RunEffects, SilentReporter
 from m1.flows.presets import Preset, load_preset
 from m1.flows.run_record import RunRecord, save_record

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+
 from m1.flows.effects import InterruptedRunError
 from m1.flows.stage_run import run_stage
 from m1.infra.errors import BadInputError, LeaseError, StageFailedError, UsageError
