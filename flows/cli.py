@@ -129,7 +129,8 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     report = _command(commands, "report", "write one page with plots of a run")
     report.add_argument("run", metavar="RUN")
     report.add_argument("-o", "--output", metavar="FILE", default="report.html")
-    plan = _command(commands, "plan", "what a run would cost, before anything is spent", reads=True)
+    cost = "what a run would cost, before anything is spent"
+    plan = _command(commands, "plan", cost, reads=True)
     _add_settings(plan)
     generate = _command(commands, "generate", "try the model of a run", reads=True)
     generate.add_argument("run", metavar="RUN")

@@ -34,7 +34,7 @@ from m1.infra.lease import process_start
 from m1.infra.settings import Environment, load_environment
 
 POOL = "local"
-DEPLOYMENTS = Path(__file__).parent / "deployments.yaml"
+DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"  # of the checkout
 _MIN_PORT, _MAX_PORT = 1024, 65535
 
 
@@ -49,6 +49,8 @@ def do_up(arguments: argparse.Namespace) -> int:
         raise InvalidSettingError(
             field="--port", value=arguments.port, accepted=f"{_MIN_PORT} to {_MAX_PORT}"
         )
+    if not DEPLOYMENTS.exists():
+        raise UsageError(f"{DEPLOYMENTS.name} is not beside the code; start from a checkout")
     if arguments.store:
         os.environ["M1_STORE"] = arguments.store
     _start(environment, arguments.port)

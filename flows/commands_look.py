@@ -1,4 +1,4 @@
-"""`m1 status`, `logs`, `report`, `generate`: they only read. No torch, no Prefect in this process."""
+"""`m1 status`, `logs`, `report`, `generate`: they only read. No torch, no Prefect here."""
 
 import argparse
 import json
@@ -191,7 +191,7 @@ def _weights_stage(store: Store, record: RunRecord, asked: str | None) -> str:
     if asked is not None and asked not in giving:
         raise unknown_name("--stage", asked, giving)
     committed = [name for name in giving if load_commit(store, record.run, name) is not None]
-    if (asked or (committed or [None])[-1]) not in committed:
+    if not committed or (asked or committed[-1]) not in committed:
         raise InvalidSettingError(
             field="--stage",
             value=asked,

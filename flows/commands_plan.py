@@ -13,7 +13,7 @@ import psutil
 from m1.flows.accepted import unknown_name
 from m1.flows.commands_look import print_json
 from m1.flows.commands_run import store_of
-from m1.flows.presets import Preset, load_preset, preset_names
+from m1.flows.preset import Preset, load_preset, preset_names
 from m1.flows.screen import say, show_table, size_words
 from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, M1Error
 from m1.infra.settings import load_environment

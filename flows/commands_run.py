@@ -9,7 +9,7 @@ from m1.flows.accepted import unknown_name, validated
 from m1.flows.fork import fork_run
 from m1.flows.parameters import PipelineParameters, RunParameters, StageParameters
 from m1.flows.prepare import SURROUNDINGS, PreparedRun, Surroundings, prepare
-from m1.flows.presets import preset_names
+from m1.flows.preset import preset_names
 from m1.flows.run_record import load_record
 from m1.flows.screen import ScreenReporter, say, screen_reporter, show_status
 from m1.flows.status import run_status

@@ -1,4 +1,4 @@
-"""The outside world as a run of stages sees it: store, launcher, clock, reporter, stop. No policy."""
+"""The outside world as a run of stages sees it: store, launcher, clock, stop. No policy."""
 
 import signal
 import threading

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from m1.flows.accepted import unknown_name
 from m1.flows.identity import stage_identity
-from m1.flows.presets import Preset, apply_overrides
+from m1.flows.preset import Preset, apply_overrides
 from m1.flows.run_record import RunRecord, find_record, installed_versions, load_record, save_record
 from m1.infra.errors import CorruptObjectError, InvalidSettingError, UsageError
 from m1.infra.manifest import Commit, load_commit, write_commit

@@ -6,7 +6,7 @@ Where a stage runs (layout, launcher, paths) and settings marked `WHERE` never e
 from collections.abc import Mapping
 from typing import Any
 
-from m1.flows.presets import Preset
+from m1.flows.preset import Preset
 from m1.stages.contract import Identity
 from m1.stages.registry import kind_of
 from m1.stages.settings import CurateSettings, StageSettings

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from m1.flows.presets import split_override
+from m1.flows.preset import split_override
 from m1.infra.names import parse_run_id
 
 PresetName = Literal["toy", "gpu", "full"]

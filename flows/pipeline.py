@@ -7,11 +7,12 @@ schedules; it remembers nothing that matters. A stage that is committed in the s
 so a retry, a resume and an empty Prefect database all go on at the same place.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
 from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from m1.flows.dashboard import DashboardReporter, publish_summary
@@ -72,8 +73,6 @@ def stage_task(prepared: PreparedRun, name: str) -> Task[[], dict[str, Any]]:
 
 
 def _told(effects: RunEffects, shown: DashboardReporter) -> RunEffects:
-    from dataclasses import replace
-
     return replace(effects, reporter=Reporters(effects.reporter, shown))
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) 
         time.sleep(0.1)
 
 
-def _die_with_parent() -> "object":
+def _die_with_parent() -> Callable[[], None] | None:
     """A child hook that ends the server when this process is gone, however it went."""
     if sys.platform != "linux":
         return None

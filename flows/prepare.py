@@ -20,7 +20,7 @@ from m1.flows.effects import (
 )
 from m1.flows.identity import recipe_digest
 from m1.flows.parameters import PipelineParameters, RunParameters, StageParameters
-from m1.flows.presets import Preset
+from m1.flows.preset import Preset
 from m1.flows.run_record import (
     RunRecord,
     check_unchanged,
@@ -104,6 +104,7 @@ def prepare(parameters: RunParameters) -> PreparedRun:
     record = _record(parameters, stored, wanted)
     _check_preset(record.preset)
     stages = _stages(parameters, record, store)
+    forced = _forced(parameters, record)
     store.probe()
     effects = RunEffects(
         store=store,
@@ -115,9 +116,7 @@ def prepare(parameters: RunParameters) -> PreparedRun:
         module=surroundings.module,
         stop_grace_seconds=STOP_GRACE_SECONDS,
     )
-    return PreparedRun(
-        record=record, stages=stages, effects=effects, from_start=_forced(parameters, record)
-    )
+    return PreparedRun(record=record, stages=stages, effects=effects, from_start=forced)
 
 
 def _record(parameters: RunParameters, stored: RunRecord | None, wanted: Preset) -> RunRecord:

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from m1.flows.identity import first_stage_touched, identity_changes
-from m1.flows.presets import Preset, apply_overrides, load_preset, resolve
+from m1.flows.preset import Preset, apply_overrides, load_preset, resolve
 from m1.infra.canonical_json import canonical_json, parse_json
 from m1.infra.errors import (
     CorruptObjectError,

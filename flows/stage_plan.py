@@ -1,4 +1,4 @@
-"""What must happen for one stage: skip, run, or refuse, and why. Reads the store, writes nothing."""
+"""What must happen for one stage: skip, run, or refuse, and why. Writes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -51,7 +51,7 @@ def is_held(lease: Mapping[str, Any]) -> bool:
         return False
     holder, here = lease["holder"], current_holder()
     if (holder["host"], holder["boot_id"]) == (here.host, here.boot_id):
-        return process_start(holder["process_id"]) == holder["process_start"]
+        return bool(process_start(holder["process_id"]) == holder["process_start"])
     return bool(lease["expires_at"] > time.time())
 
 

@@ -1,4 +1,4 @@
-"""What of a run may be deleted: objects that no commit names and no resume needs. Deletes nothing."""
+"""What of a run may be deleted: what no commit names and no resume needs. Deletes nothing."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -10,12 +10,14 @@ _PATTERNS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}"), r"\1 ***"),
     (re.compile(r"(?i)(x-amz-(?:signature|security-token|credential)=)[^&\s]+"), r"\1***"),
     (re.compile(r"\b(?:hf_|ghp_|sk-|pnu_)[A-Za-z0-9_-]{16,}"), "***"),
-    (
-        re.compile(r"(?i)([\w-]*(?:secret|token|password|api_?key)[\w-]*['\"]?\s*[=:]\s*['\"]?)[^\s'\",&]{6,}"),
+    (  # "tokens" are what a model reads, "token" is what opens a door
+        re.compile(r"(?i)([\w-]*(?:secret|token(?!s|iz)|password|api_?key)[\w-]*['\"]?\s*[=:]\s*['\"]?)[^\s'\",&]{6,}"),
         r"\1***",
     ),
 )  # fmt: skip
-_SECRET_NAME = re.compile(r"(?i)secret|token|password|passwd|credential|api_?key|access_key")
+_SECRET_NAME = re.compile(
+    r"(?i)secret|token(?!s|iz)|password|passwd|credential|api_?key|access_key"
+)
 _SHORTEST_SECRET = 6
 
 

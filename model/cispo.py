@@ -178,7 +178,7 @@ def group_normaliser(mask_BT: Tensor, groups_B: Tensor) -> Tensor:
         mask_BT: true where a sampled token counts.
         groups_B: the prompt each completion belongs to; any integers.
     """
-    _, group_B = groups_B.unique(return_inverse=True)
+    _, group_B = torch.unique(groups_B, return_inverse=True)
     count = int(group_B.max()) + 1
     tokens = torch.zeros(count, dtype=torch.float32, device=mask_BT.device)
     tokens.index_add_(0, group_B, mask_BT.sum(1).float())

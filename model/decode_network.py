@@ -35,8 +35,8 @@ class Chunk:
     """
 
     first_row: int
-    positions_BC: Tensor  # noqa: N815 (shape letters)
-    counts_B: Tensor | None  # noqa: N815
+    positions_BC: Tensor
+    counts_B: Tensor | None
     cached_tokens: int
 
     @property
@@ -153,7 +153,7 @@ class DecodeNetwork:
 
     def _lightning(self, x_BCD: Tensor, layer: int, chunk: Chunk, state: Tensor) -> Tensor:
         qkv = functional.linear(x_BCD, self._weight(layer, "self_attention.qkv_projection.weight"))
-        qkv = functional.silu(qkv).unflatten(-1, (self.config.num_heads, -1))
+        qkv = torch.unflatten(functional.silu(qkv), -1, (self.config.num_heads, -1))
         q, k, v = qkv.transpose(1, 2).float().chunk(3, -1)  # [B, H, C, W]
         rows = state[chunk.rows]
         if q.shape[2] == 1 and chunk.counts_B is None:
@@ -185,7 +185,7 @@ class DecodeNetwork:
         groups, width = self.config.num_key_value_heads, self.config.head_width
         (cos, sin), allowed = positional
         qkv = functional.linear(x_BCD, self._weight(layer, "self_attention.linear_qkv.weight"))
-        qkv = qkv.unflatten(-1, (groups, -1, width))  # [B, C, G, H/G + 2, W]
+        qkv = torch.unflatten(qkv, -1, (groups, -1, width))  # [B, C, G, H/G + 2, W]
         turned = _rotate(qkv[..., :-1, :].flatten(2, 3), cos, sin).view_as(qkv[..., :-1, :])
         rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=x_BCD.device)[:, None]
         state.keys[layer][rows, :, chunk.positions_BC] = turned[..., -1, :]
@@ -198,7 +198,8 @@ class DecodeNetwork:
             state.values[layer][chunk.rows, :, : chunk.cached_tokens],
             attn_mask=allowed,
         )
-        output = output.unflatten(2, (x_BCD.shape[1], -1)).permute(0, 2, 1, 3, 4).flatten(2)
+        output = torch.unflatten(output, 2, (x_BCD.shape[1], -1))
+        output = output.permute(0, 2, 1, 3, 4).flatten(2)
         return functional.linear(output, self._weight(layer, "self_attention.linear_proj.weight"))
 
     def _experts(self, x_RD: Tensor, layer: int) -> Tensor:
@@ -215,9 +216,8 @@ class DecodeNetwork:
         gate_up = self._weight(layer, "mlp.experts.gate_up_weight")
         share_RE = probabilities_Rk.new_zeros(x_RD.shape[0], gate_up.shape[0])
         share_RE = share_RE.scatter_(1, chosen_Rk, probabilities_Rk).to(x_RD.dtype)
-        both = functional.linear(x_RD, gate_up.flatten(0, 1)).unflatten(
-            -1, (-1, 2, gate_up.shape[1] // 2)
-        )
+        both = functional.linear(x_RD, gate_up.flatten(0, 1))
+        both = torch.unflatten(both, -1, (-1, 2, gate_up.shape[1] // 2))
         inner = functional.silu(both[:, :, 0]).mul_(both[:, :, 1]).mul_(share_RE[..., None])
         return inner.flatten(1) @ self.down_stacked[layer]
 

@@ -133,7 +133,7 @@ def split_grouped_qkv(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor,
     """Megatron's [..., G * (H/G + 2) * W] as q [..., H, W], k [..., G, W], v [..., G, W]."""
     groups, width = config.num_key_value_heads, config.head_width
     per_group = config.num_heads // groups
-    grouped = qkv.unflatten(-1, (groups, per_group + 2, width))
+    grouped = torch.unflatten(qkv, -1, (groups, per_group + 2, width))
     q = grouped[..., :per_group, :].flatten(-3, -2)
     return q, grouped[..., per_group, :], grouped[..., per_group + 1, :]
 

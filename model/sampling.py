@@ -96,7 +96,7 @@ def _cut(weights_BV: Tensor, sampling: Sampling) -> Tensor:
         kept, places = weights_BV.topk(sampling.top_k, -1)
         weights_BV = torch.zeros_like(weights_BV).scatter_(-1, places, kept)
     if sampling.top_p < 1:
-        ordered, places = weights_BV.sort(-1, descending=True, stable=True)
+        ordered, places = weights_BV.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         ordered = ordered * (before < sampling.top_p * ordered.sum(-1, keepdim=True))
         weights_BV = torch.zeros_like(weights_BV).scatter_(-1, places, ordered)
@@ -105,9 +105,8 @@ def _cut(weights_BV: Tensor, sampling: Sampling) -> Tensor:
 
 def _inverse_distribution(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Tokens [B] whose cumulative weight first exceeds uniform x total; never a weightless one."""
-    blocks_BNC = functional.pad(weights_BV, (0, -weights_BV.shape[-1] % SUM_BLOCK)).unflatten(
-        -1, (-1, SUM_BLOCK)
-    )
+    padded_BV = functional.pad(weights_BV, (0, -weights_BV.shape[-1] % SUM_BLOCK))
+    blocks_BNC = torch.unflatten(padded_BV, -1, (-1, SUM_BLOCK))
     ends_BN = blocks_BNC.sum(-1).double().cumsum(-1)
     target_B1 = uniform_B[:, None].to(ends_BN) * ends_BN[:, -1:]
     target_B1 = torch.minimum(target_B1, _just_below(ends_BN[:, -1:]))

@@ -95,6 +95,7 @@ def _measure(
         tokenizer,
         settings.tasks,
         problems=settings.problems,
+        longest_tokens=settings.evaluation_tokens,
     )
     count = max(1, len(accuracy))
     return {
@@ -130,7 +131,7 @@ def _pass_at_k(
         requests = [
             Request(
                 prompt_token_ids=task_prompt(tokenizer, task),
-                max_new_tokens=settings.window_tokens,
+                max_new_tokens=settings.evaluation_tokens,
                 seed=EVALUATION_SEED + 1000 * index + copy,
             )
             for index, task in enumerate(tasks)

@@ -21,7 +21,7 @@ from m1.model.spec import BuildOptions, HybridModel, forward_logits
 from m1.stages.context import StageContext
 from m1.stages.settings import ExportSettings, PretrainSettings
 from m1.stages.training.evaluation import heldout_batches
-from m1.stages.training.session import MODEL_RECORD, open_model
+from m1.stages.training.session import MODEL_RECORD, open_model, open_tokenizer
 from m1.stages.worker import StageOutcome
 
 FOLDER = "huggingface"
@@ -45,6 +45,7 @@ def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
             rotary_base=options.rotary_base,
             window_tokens=int(record["window_tokens"]),
             max_shard_bytes=settings.max_shard_bytes,
+            stop_token_ids=(open_tokenizer(context).end_of_sentence_id,),
         )
         _write_tokenizer(context, folder)
         _write_model_card(context, folder, parent)

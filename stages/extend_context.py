@@ -66,9 +66,13 @@ def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
         )
         after = _measure(context, model, heldout, settings.rotary_base)
         accuracy = task_accuracy(
-            model, tokenizer, settings.tasks, problems=settings.evaluation_problems
+            model,
+            tokenizer,
+            settings.tasks,
+            problems=settings.evaluation_problems,
+            longest_tokens=settings.evaluation_tokens,
         )
-        hand_over_weights(
+        digest = hand_over_weights(
             context, model, rotary_base=settings.rotary_base, window_tokens=settings.window_tokens
         )
     first, last = first_and_last_loss(context)
@@ -82,6 +86,7 @@ def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
             **loss_metrics(before, base_only, after, new),
             **accuracy_metrics(accuracy, ""),
             "tokens_per_second": mean_speed(context),
+            "weights_sha256": digest,
         },
     )
 

@@ -42,7 +42,7 @@ def run(context: StageContext, settings: PretrainSettings) -> StageOutcome:
         )
         context.report(phase="evaluating")
         after = mean_loss(model, heldout)
-        hand_over_weights(
+        digest = hand_over_weights(
             context,
             model,
             rotary_base=settings.rotary_base,
@@ -61,5 +61,6 @@ def run(context: StageContext, settings: PretrainSettings) -> StageOutcome:
             "unigram_entropy": entropy,
             "under_unigram": entropy - after,
             "tokens_per_second": mean_speed(context),
+            "weights_sha256": digest,
         },
     )

@@ -54,6 +54,7 @@ def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
                 tokenizer,
                 curriculum.families,
                 problems=settings.evaluation_problems,
+                longest_tokens=settings.evaluation_tokens,
             )
 
         before = measure()
@@ -76,13 +77,13 @@ def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
             _log(context, curriculum, (cursor, settings), groups, reports, times)
             _save_or_stop(context, trainer, curriculum, cursor)
         after = measure()
-        hand_over_weights(
+        digest = hand_over_weights(
             context, model, rotary_base=settings.rotary_base, window_tokens=settings.window_tokens
         )
     return StageOutcome(
         steps=cursor.step,
         tokens=cursor.tokens,
-        metrics=_metrics(context, settings, before, after),
+        metrics={**_metrics(context, settings, before, after), "weights_sha256": digest},
     )
 
 

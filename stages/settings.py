@@ -100,6 +100,9 @@ class SftSettings(TrainSettings):
     evaluation_problems: int = Field(
         256, ge=1, le=1_000_000, description="Held-out problems per family, before and after."
     )
+    evaluation_tokens: int = Field(
+        64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
+    )
 
 
 class ExtendSettings(TrainSettings):
@@ -121,6 +124,9 @@ class ExtendSettings(TrainSettings):
     )
     evaluation_problems: int = Field(
         256, ge=1, le=1_000_000, description="Held-out problems per family, before and after."
+    )
+    evaluation_tokens: int = Field(
+        64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
     )
 
 
@@ -166,6 +172,9 @@ class ReinforceSettings(TrainSettings):
     evaluation_problems: int = Field(
         256, ge=1, le=1_000_000, description="Held-out problems per family, before and after."
     )
+    evaluation_tokens: int = Field(
+        64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
+    )
 
 
 class EvaluateSettings(StageSettings):
@@ -176,6 +185,9 @@ class EvaluateSettings(StageSettings):
     problems: int = Field(256, ge=1, le=1_000_000, description="Held-out problems per family.")
     tasks: dict[str, TaskMix] = Field(
         default_factory=lambda: {"max_fold": TaskMix()}, description="Families evaluated."
+    )
+    evaluation_tokens: int = Field(
+        64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
     )
     pass_at: int = Field(4, ge=1, le=1024, description="k of pass@k.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature of pass@k.")

@@ -54,6 +54,7 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
                 tokenizer,
                 settings.tasks,
                 problems=settings.evaluation_problems,
+                longest_tokens=settings.evaluation_tokens,
             )
 
         before = measure()
@@ -65,7 +66,7 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
             lambda step, rank, world: plan.batch(step, rank=rank, world=world),
         )
         after = measure()
-        hand_over_weights(
+        digest = hand_over_weights(
             context, model, rotary_base=settings.rotary_base, window_tokens=settings.window_tokens
         )
     first, last = first_and_last_loss(context)
@@ -78,6 +79,7 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
             **accuracy_metrics(before, "_before"),
             **accuracy_metrics(after, ""),
             "tokens_per_second": mean_speed(context),
+            "weights_sha256": digest,
         },
     )
 

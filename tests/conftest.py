@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # so that tests may say `from tests.fakes ...`
 
-from tests.s3_server import S3Server, SeaweedServer, find_weed  # noqa: E402
+from tests.s3_server import S3Server, SeaweedServer, find_weed
 
 REQUIRE_REAL = "M1_REQUIRE_REAL"  # 1: a missing server is a failure, not a skip
 _SCRUBBED_PREFIXES = ("AWS_", "M1_", "PREFECT_")

@@ -147,7 +147,10 @@ def _create_and_put(client: Any, bucket: str) -> None:
     try:
         client.create_bucket(Bucket=bucket)
     except ClientError as error:
-        if error.response["Error"]["Code"] not in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
+        if error.response["Error"]["Code"] not in (
+            "BucketAlreadyExists",
+            "BucketAlreadyOwnedByYou",
+        ):
             raise
     client.put_object(Bucket=bucket, Key="ready", Body=b"ready")
     client.delete_object(Bucket=bucket, Key="ready")
@@ -166,7 +169,11 @@ def _command(weed: Path, data: Path, identities: Path, ports: dict[str, int]) ->
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=0"]
     command += [f"-volume.port={ports['volume']}", f"-volume.port.grpc={ports['volume_grpc']}"]
     command += ["-volume.preStopSeconds=0"]
-    command += ["-filer", f"-filer.port={ports['filer']}", f"-filer.port.grpc={ports['filer_grpc']}"]
+    command += [
+        "-filer",
+        f"-filer.port={ports['filer']}",
+        f"-filer.port.grpc={ports['filer_grpc']}",
+    ]
     command += ["-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={ports['s3_grpc']}"]
     command += [f"-s3.config={identities}"]
     return [*command, "-s3.port.iceberg=0", "-s3.port.lance=0"]  # would open 8181 and 9101

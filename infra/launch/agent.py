@@ -118,5 +118,5 @@ def _run_module(module: str, *arguments: str) -> None:
             sys.stderr.write("" if isinstance(error.code, int) else f"{error.code}\n")
             sys.exit(error.code if isinstance(error.code, int) else _FAILED)
     except BaseException:  # noqa: BLE001 - as the interpreter itself would
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         sys.exit(_FAILED)

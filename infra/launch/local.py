@@ -123,7 +123,7 @@ class LocalLauncher:
         child = self._children.get(process_id)
         if child is not None and child.poll() is not None:
             return False
-        return process_start(process_id) == handle.details["process_start"]
+        return bool(process_start(process_id) == handle.details["process_start"])
 
 
 def _supervisor(request: JobRequest, work_dir: Path, grace_seconds: float) -> list[str]:

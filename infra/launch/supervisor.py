@@ -88,7 +88,7 @@ def _become_agent(
     except SystemExit as error:
         exit_code = error.code if isinstance(error.code, int) else _FAILED
     except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

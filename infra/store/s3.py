@@ -25,10 +25,11 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def make_client(endpoint: str | None) -> Any:  # noqa: ANN401 - boto3 clients are generated
+def make_client(endpoint: str | None) -> Any:
     """A client with bounded attempts and timeouts; credentials come from boto3's own chain."""
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     config = Config(
         connect_timeout=5,
@@ -37,14 +38,19 @@ def make_client(endpoint: str | None) -> Any:  # noqa: ANN401 - boto3 clients ar
         max_pool_connections=32,
         s3={"addressing_style": "path"} if endpoint else {},
     )
-    region = boto3.session.Session().region_name or "us-east-1"
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    try:
+        # a session of its own: boto3's default one keeps the first credentials it ever saw
+        session = boto3.session.Session()
+        region = session.region_name or "us-east-1"
+        return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    except (BotoCoreError, ValueError) as error:  # half a key pair, no such profile, bad URL
+        raise StoreAccessError(f"no S3 client can be made: {error}") from error
 
 
 class S3Store:
     """Objects of one bucket below one prefix."""
 
-    def __init__(self, bucket: str, *, prefix: str, client: Any) -> None:  # noqa: ANN401
+    def __init__(self, bucket: str, *, prefix: str, client: Any) -> None:
         self._bucket = bucket
         self._prefix = f"{validate_key(prefix)}/" if prefix else ""
         self._client = client
@@ -177,7 +183,7 @@ class S3Store:
             else:
                 return
 
-    def _open(self, key: str, offset: int, end_bytes: int | None, etag: str) -> Any:  # noqa: ANN401
+    def _open(self, key: str, offset: int, end_bytes: int | None, etag: str) -> Any:
         last = "" if end_bytes is None else str(end_bytes - 1)
         extra = {"Range": f"bytes={offset}-{last}"} if offset or end_bytes is not None else {}
         extra |= {"IfMatch": etag} if etag else {}
@@ -193,19 +199,24 @@ class S3Store:
 
     @contextmanager
     def _translated(self, action: str, key: str) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            CredentialRetrievalError,
+            NoCredentialsError,
+        )
 
         try:
             yield
         except ClientError as error:
             raise self._from_answer(action, key, error.response) from error
-        except NoCredentialsError as error:
+        except (NoCredentialsError, CredentialRetrievalError) as error:
             raise StoreAccessError(f"{action} in {self.url}: no credentials found") from error
         except BotoCoreError as error:
             name = type(error).__name__
             raise StoreUnavailableError(f"{action} in {self.url}: {name}") from error
 
-    def _from_answer(self, action: str, key: str, response: Any) -> Exception:  # noqa: ANN401
+    def _from_answer(self, action: str, key: str, response: Any) -> Exception:
         code = str(response["Error"]["Code"])
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _NOT_FOUND:

@@ -94,7 +94,7 @@ def task_accuracy(
     tasks: Mapping[str, TaskMix],
     *,
     problems: int,
-    window_tokens: int = 256,
+    longest_tokens: int,
 ) -> dict[str, TaskAccuracy]:
     """Greedy and sampled accuracy per family on held-out problems."""
     model.eval()
@@ -111,7 +111,7 @@ def task_accuracy(
         requests = [
             Request(
                 prompt_token_ids=task_prompt(tokenizer, task),
-                max_new_tokens=window_tokens,
+                max_new_tokens=longest_tokens,
                 seed=EVALUATION_SEED + index,
             )
             for index, task in enumerate(chosen)

@@ -1,5 +1,6 @@
 """Opens what a stage on weights needs: process groups, model, parent's weights, corpus."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,8 +61,12 @@ def build_options(context: StageContext, settings: TrainSettings) -> BuildOption
 
 def hand_over_weights(
     context: StageContext, model: HybridModel, *, rotary_base: float, window_tokens: int
-) -> None:
-    """Put the final weights, and what is needed to use them, among the outputs."""
+) -> str:
+    """Put the final weights, and what is needed to use them, among the outputs.
+
+    Returns:
+        A digest of all weights: equal digests mean bit-identical training.
+    """
     context.report(phase="saving")
     save_weights(model, context.outputs / WEIGHTS)
     context.write_output_json(
@@ -73,6 +78,18 @@ def hand_over_weights(
         },
     )
     context.barrier()
+    return weights_digest(model)
+
+
+def weights_digest(model: HybridModel) -> str:
+    """Sha256 over names and bytes of the weights of all ranks, in rank order."""
+    own = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        own.update(name.encode())
+        own.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digests = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(digests, own.hexdigest())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def data_rank() -> tuple[int, int]:

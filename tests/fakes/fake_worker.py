@@ -27,8 +27,9 @@ def main(path: Path) -> int:
     endings = script.get("endings", ["ok"])
     ending = endings[min(spec.fence, len(endings)) - 1]
     store = open_store(spec.store_url)
-    print(f"fake job of {spec.stage}, attempt {spec.attempt}, ending {ending}", flush=True)
-    print("token=hunter2secret AWS_SECRET_ACCESS_KEY=abcdefghijklmnop", flush=True)
+    say(f"fake job of {spec.stage}, attempt {spec.attempt}, ending {ending}")
+    say("token=hunter2secret AWS_SECRET_ACCESS_KEY=abcdefghijklmnop")
+    (path.parent / "worker.pid").write_text(str(os.getpid()))
     start = spec.resume.step if spec.resume else 0
     heartbeat(store, spec, step=start + 1)
     if ending == "slow":
@@ -38,11 +39,16 @@ def main(path: Path) -> int:
     codes = {"bad-input": 65, "preempt": 75, "crash": 9}
     for name, code in codes.items():
         if ending.startswith(name):
-            print(f"{name}: reason of the end", flush=True)
+            say(f"{name}: reason of the end")
             return code
     if ending != "no-result":
         leave_result(store, spec, start, wrong_size=ending == "wrong-size")
     return 0
+
+
+def say(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def heartbeat(store, spec, *, step):

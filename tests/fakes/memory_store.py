@@ -73,9 +73,7 @@ class MemoryStore:
         with self._lock:
             found = sorted(item for item in self._objects.items() if item[0].startswith(prefix))
         for key, (body, etag, modified_at) in found:
-            yield ObjectSummary(
-                key=key, size_bytes=len(body), etag=etag, modified_at=modified_at
-            )
+            yield ObjectSummary(key=key, size_bytes=len(body), etag=etag, modified_at=modified_at)
 
     def delete(self, key: str) -> None:
         """Remove; no error if absent."""

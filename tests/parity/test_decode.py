@@ -1,5 +1,6 @@
 """The sampler computes what the slow reference and the training forward compute."""
 
+import pytest
 import torch
 
 from m1.model.config import ModelConfig
@@ -7,8 +8,6 @@ from m1.model.decode import Completion, Decoder, Request
 from m1.model.decode_network import Chunk, DecodeNetwork, RowState, weight_shapes
 from m1.model.reference import reference_logits
 from m1.model.sampling import Sampling
-
-import pytest
 
 SHAPE = ModelConfig(
     num_layers=4,
@@ -53,14 +52,18 @@ def truth(weights: dict[str, torch.Tensor], config: ModelConfig, tokens: list[in
 @pytest.mark.parametrize("sizes", [[40], [1] * 40, [7, 1, 30, 2]], ids=["whole", "single", "mixed"])
 def test_any_chunking_gives_the_reference_logits(config: ModelConfig, sizes: list[int]) -> None:
     weights = random_weights(config)
-    tokens = torch.randint(0, config.vocabulary_size, (2, 40), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(
+        0, config.vocabulary_size, (2, 40), generator=torch.Generator().manual_seed(3)
+    )
     network = DecodeNetwork(weights, config, rotary_base=config.rotary_base)
     state = RowState(config, rows=2, weight=weights["output_layer.weight"])
 
     pieces, start = [], 0
     for size in sizes:
         positions = torch.arange(start, start + size).expand(2, -1)
-        chunk = Chunk(first_row=0, positions_BC=positions, counts_B=None, cached_tokens=start + size)
+        chunk = Chunk(
+            first_row=0, positions_BC=positions, counts_B=None, cached_tokens=start + size
+        )
         pieces.append(network.hidden(tokens[:, start : start + size], chunk, state))
         start += size
     logits = network.logits(torch.cat(pieces, 1).flatten(0, 1)).view(2, 40, -1)
@@ -85,7 +88,9 @@ def test_logprobs_of_ragged_prompts_are_those_of_the_reference(prefill_chunk_tok
         whole = [*request.prompt_token_ids, *completion.token_ids]
         logprobs = (truth(weights, SHAPE, whole) / 0.7).log_softmax(-1)
         first = len(request.prompt_token_ids) - 1
-        expected = [logprobs[first + i, token].item() for i, token in enumerate(completion.token_ids)]
+        expected = [
+            logprobs[first + i, token].item() for i, token in enumerate(completion.token_ids)
+        ]
         assert len(completion.token_ids) == request.max_new_tokens
         assert completion.finish_reason == "length"
         assert completion.logprobs == pytest.approx(expected, abs=2e-5)
@@ -130,7 +135,9 @@ def test_the_next_generate_sees_weights_updated_in_place() -> None:
         weights[name].copy_(changed)
     after = decoder.generate([request], Sampling(temperature=0))
 
-    fresh = Decoder(random_weights(SHAPE, seed=9), SHAPE).generate([request], Sampling(temperature=0))
+    fresh = Decoder(random_weights(SHAPE, seed=9), SHAPE).generate(
+        [request], Sampling(temperature=0)
+    )
     assert after == fresh
     assert after != before
 
@@ -149,7 +156,7 @@ def test_rotary_base_of_an_extended_model_is_used() -> None:
 
 
 # megatron-core says on import which optional accelerators are absent
-@pytest.mark.filterwarnings("ignore::UserWarning:megatron", "ignore::DeprecationWarning:megatron")
+@pytest.mark.filterwarnings("ignore::UserWarning:megatron", "ignore::DeprecationWarning")
 def test_decoder_agrees_with_the_training_forward() -> None:
     from m1.model.config import ParallelLayout
     from m1.model.process_groups import process_groups

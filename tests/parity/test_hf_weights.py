@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from m1.infra.errors import BadInputError
 from m1.model.config import ModelConfig
 from m1.model.decode_network import weight_shapes
+from m1.model.hf_layout import disk_parts
 from m1.model.hf_weights import (
     CONFIG_FILE,
     INDEX_FILE,
-    disk_parts,
     export_hugging_face,
     import_hugging_face,
 )
@@ -39,7 +39,9 @@ def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    export_hugging_face(random_weights(SHAPE), SHAPE, tmp_path / "hf", max_shard_bytes=60_000, **OPTIONS)
+    export_hugging_face(
+        random_weights(SHAPE), SHAPE, tmp_path / "hf", max_shard_bytes=60_000, **OPTIONS
+    )
     return tmp_path / "hf"
 
 
@@ -136,7 +138,9 @@ def test_released_folder_with_its_own_row_order_is_read(folder: Path) -> None:
 
 def test_released_names_are_counted_as_in_the_released_index() -> None:
     # 8,243 tensors in the released index (facts 1.7); expert sizes shrunk, names unchanged
-    small = ModelConfig(hidden_size=8, head_width=4, expert_hidden_size=4, vocabulary_size=64, rotary_width=2)
+    small = ModelConfig(
+        hidden_size=8, head_width=4, expert_hidden_size=4, vocabulary_size=64, rotary_width=2
+    )
 
     assert len(disk_parts(small, is_reordered=True)) == 8243
 
@@ -165,9 +169,7 @@ def test_export_refuses_bad_weights_before_writing(
     assert not (tmp_path / "hf").exists()
 
 
-@pytest.mark.parametrize(
-    "changed", [{"num_heads": 6}, {"lightning_norm_epsilon": 1e-5}], ids=str
-)
+@pytest.mark.parametrize("changed", [{"num_heads": 6}, {"lightning_norm_epsilon": 1e-5}], ids=str)
 def test_export_refuses_what_transformers_cannot_express(changed: dict, tmp_path: Path) -> None:
     config = ModelConfig(**(SHAPE.model_dump() | changed))
 

@@ -2,17 +2,17 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from m1.flows.effects import RunEffects, SilentReporter
-from m1.flows.presets import Preset, load_preset
+from m1.flows.preset import Preset, load_preset
 from m1.flows.run_record import RunRecord, save_record
 from m1.infra.launch.local import LocalLauncher
 from m1.infra.store.local import LocalStore
+from tests.fakes.direct_launcher import DirectLauncher
 
 FAKES = Path(__file__).parents[2] / "fakes"
 
@@ -55,14 +55,16 @@ def record(store: LocalStore, preset: Preset) -> RunRecord:
 
 
 @pytest.fixture
-def effects(store: LocalStore, tmp_path: Path) -> Callable[..., RunEffects]:
+def effects(
+    store: LocalStore, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., RunEffects]:
     """`effects(pretrain=["crash", "ok"])`: effects whose jobs end as the script says."""
 
     def build(**endings: list[str]) -> RunEffects:
         script = {stage.replace("_", "-"): {"endings": e} for stage, e in endings.items()}
         return RunEffects(
             store=store,
-            launcher=LocalLauncher(),
+            launcher=DirectLauncher() if "direct" in request.fixturenames else LocalLauncher(),
             work_root=tmp_path / "work",
             reporter=RecordingReporter(),
             environment=fake_environment(script),
@@ -79,10 +81,5 @@ def fake_environment(script: object) -> dict[str, str]:
 
 
 @pytest.fixture
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without torchrun (3 s each): supervisor, exit codes, logs and adoption stay real."""
-
-    def command(request):
-        return [sys.executable, "-m", request.module, *request.arguments]
-
-    monkeypatch.setattr("m1.infra.launch.local._torchrun", command)
+def direct() -> None:
+    """Named by a test whose jobs need no torchrun."""

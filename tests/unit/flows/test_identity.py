@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+
 from m1.flows.identity import identity_changes, stage_identity
-from m1.flows.presets import apply_overrides
+from m1.flows.preset import apply_overrides
 from m1.flows.run_record import RunRecord, check_unchanged, load_record, run_names, save_record
 from m1.infra.errors import CorruptObjectError, SettingsChangedError, UsageError
 from m1.infra.names import run_record_key

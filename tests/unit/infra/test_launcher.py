@@ -26,7 +26,8 @@ import json, os, pathlib, signal, subprocess, sys, time
 
 mode, work_dir = sys.argv[1], pathlib.Path(sys.argv[2])
 rank = os.environ["RANK"]
-seen = {"arguments": sys.argv, "pid": os.getpid(), "name": __name__, "world": os.environ["WORLD_SIZE"]}
+seen = {"arguments": sys.argv, "pid": os.getpid(), "name": __name__}
+seen["world"] = os.environ["WORLD_SIZE"]
 stopped = []
 if mode == "preempt":
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))

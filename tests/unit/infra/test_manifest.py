@@ -55,13 +55,10 @@ def test_a_flipped_byte_is_corrupt_or_another_commit(position: int, flip: int) -
     assert again.digest != commit.digest
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_an_unknown_version_is_named_with_ours(version: object) -> None:
     value = parse_json(commit_of().to_bytes())
     value["schema_version"] = version
-    if version is True:
-        pytest.raises(CorruptObjectError, Commit.from_bytes, canonical_json(value))
-        return
     with pytest.raises(CorruptObjectError, match=rf"version {version!r}; this program reads 1"):
         Commit.from_bytes(canonical_json(value))
 

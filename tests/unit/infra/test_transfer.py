@@ -36,7 +36,9 @@ def test_a_tree_survives_the_round_trip(tree: Path, tmp_path: Path) -> None:
     assert len([p for p in (tmp_path / "back").rglob("*") if p.is_file()]) == 2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, len(BODY) - 1), st.integers(1, 255))
 def test_a_flipped_byte_is_never_visible(tmp_path: Path, position: int, flip: int) -> None:
     broken = bytearray(BODY)

@@ -62,7 +62,9 @@ def test_training_on_the_published_tokens_matches_six_times_active_parameters() 
 
 
 def test_only_softmax_layers_grow_with_length() -> None:
-    slope = decode_flops_per_token(M1, context_tokens=2) - decode_flops_per_token(M1, context_tokens=1)
+    slope = decode_flops_per_token(M1, context_tokens=2) - decode_flops_per_token(
+        M1, context_tokens=1
+    )
 
     assert slope == pytest.approx(4 * 10 * 8192)
     assert prefill_flops_per_token(M1, window_tokens=8193) > prefill_flops_per_token(
@@ -135,7 +137,9 @@ def test_generated_tokens_are_paid_for() -> None:
     )
 
 
-@pytest.mark.parametrize("changed", [{"utilisation": 0.0}, {"utilisation": 1.1}, {"peak_tflops": 0}])
+@pytest.mark.parametrize(
+    "changed", [{"utilisation": 0.0}, {"utilisation": 1.1}, {"peak_tflops": 0}]
+)
 def test_impossible_prices_are_refused(changed: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changed))):
         Prices(**changed)

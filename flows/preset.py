@@ -14,7 +14,6 @@ A preset file holds
 """
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +183,7 @@ def split_override(text: str) -> tuple[tuple[str, ...], Any]:
 def _set(document: Document, path: tuple[str, ...], value: Any) -> None:
     section = path[0]
     if section in ("run", "model", "layout"):
-        _assign(document.setdefault(section, {}), path[1:], value)
+        _assign(document.setdefault(section, {}), path, value)
         return
     order = _checked_order(_section(document, "run").get("order", "default"))
     if section not in order:
@@ -195,11 +194,12 @@ def _set(document: Document, path: tuple[str, ...], value: Any) -> None:
         own = stages.setdefault(section, {})
         if path[1] in resolved:
             own[path[1]] = resolved[path[1]]
-    _assign(stages.setdefault(section, {}), path[1:], value)
+    _assign(stages.setdefault(section, {}), path, value)
 
 
 def _assign(target: Document, path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
+    """Put `value` where `path` says, below the section that `target` is."""
+    for name in path[1:-1]:
         if not isinstance(target.setdefault(name, {}), dict):
             raise InvalidSettingError(
                 field=".".join(path), value=value, accepted=f"{name} has no settings inside"
@@ -289,8 +289,3 @@ def _check_families(settings: Mapping[str, StageSettings]) -> None:
             for family in getattr(values, field, {}):
                 if family not in FAMILIES:
                     raise unknown_name(f"{stage}.{field}", family, FAMILIES)
-
-
-def with_name(preset: Preset, name: str) -> Preset:
-    """The same preset under another name."""
-    return dataclasses.replace(preset, name=name)
