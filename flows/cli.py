@@ -109,7 +109,7 @@ def _add_running(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     resume = _command(commands, "resume", "go on after a failure or an interruption")
     resume.add_argument("run", metavar="RUN")
     resume.add_argument("--set", metavar="PATH=VALUE", action="append", default=[],
-                        dest="overrides", help="settings of where it runs, such as layout.nodes")  # fmt: skip
+                        dest="overrides", help="where it runs, such as layout.nodes")  # fmt: skip
     fork = _command(commands, "fork", "make a new run that reuses what is unchanged")
     fork.add_argument("run", metavar="RUN")
     fork.add_argument("new", metavar="NEW")

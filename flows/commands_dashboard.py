@@ -77,7 +77,7 @@ def _start(environment: Environment, port: int) -> None:
     state: dict[str, Any] = {"api_url": url, "processes": {}}
     path = environment.home / DASHBOARD_FILE
     settings = server_environment(os.environ, port)
-    _spawn(state, path, "server", server_command(port, services=True), settings, home)
+    _spawn(state, path, "server", server_command(port), settings, home)
     _wait(state, url, home / "server.log")
     settings["PREFECT_API_URL"] = url
     settings.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")

@@ -41,6 +41,15 @@ SETTINGS = {
 }
 
 
+#: A server for one run schedules nothing. `--no-services` would also drop the recorder of task
+#: runs, and the dashboard would later show a flow run without tasks.
+UNUSED_SERVICES = {
+    f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false"
+    for name in ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN")
+}
+SETTLE_SECONDS = 1.5  # ours: task runs reach the database through a queue of the server
+
+
 def configure(environ: MutableMapping[str, str], environment: Environment) -> Path:
     """Put our Prefect settings into `environ`, where the person has set none; the home folder."""
     for name, value in SETTINGS.items():
@@ -107,11 +116,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def server_command(port: int, *, services: bool) -> list[str]:
+def server_command(port: int) -> list[str]:
     """The command line of a server on loopback."""
     command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    return command if services else [*command, "--no-services"]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def server_environment(environ: MutableMapping[str, str], port: int) -> dict[str, str]:
@@ -128,8 +136,8 @@ def _own_server(environ: MutableMapping[str, str], home: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     with _boot_lock(home), log.open("ab") as output:
         server = subprocess.Popen(  # noqa: S603  (our own argument list)
-            server_command(port, services=False),
-            env=server_environment(environ, port),
+            server_command(port),
+            env=server_environment(environ, port) | UNUSED_SERVICES,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -145,6 +153,7 @@ def _own_server(environ: MutableMapping[str, str], home: Path) -> Iterator[str]:
             raise
     try:
         yield url
+        time.sleep(SETTLE_SECONDS)
     finally:
         _end(server)
 

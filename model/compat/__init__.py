@@ -4,8 +4,6 @@
 megatron imports this package first. It is idempotent, and each patch names its reason.
 """
 
-import os
-
 import torch
 
 _installed = False
@@ -18,8 +16,6 @@ def install() -> None:
         return
     _installed = True
     if not torch.cuda.is_available():
-        # jit_fuser is torch.compile: the first step took 12.5 s on a CPU. Read at import.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from m1.model.compat import cpu
 
         cpu.install()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from m1.flows import cli
 from m1.flows.fork import fork_run
 from m1.flows.run_record import load_record
@@ -26,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def finished(home, direct, effects, record) -> None:  # noqa: ARG001
+def finished(home, direct, effects, record) -> None:
     """A run whose stages are all committed."""
     outside = effects()
     for stage in ORDER:
@@ -262,7 +263,7 @@ def test_the_report_is_one_page_with_every_text_escaped(finished, home):
     assert page.count("<svg") == 2
     assert "Reward per step" in page
     assert "<script" not in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(  # noqa: E501
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_where_a_run_runs_may_change_on_resume(store, record, preset):
 def test_a_second_writer_with_other_settings_changes_nothing(store, record, preset):
     other = dataclasses.replace(record, preset=apply_overrides(preset, ["run.seed=5"]))
 
-    with pytest.raises(SettingsChangedError, match="run.seed: 1 -> 5"):
+    with pytest.raises(SettingsChangedError, match=r"run\.seed: 1 -> 5"):
         save_record(store, other)
 
     assert load_record(store, "r1") == record

@@ -114,7 +114,7 @@ def test_files_that_extend_each_other_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["a: 1\na: 2", "a: &x 1\nb: *x", "a: !!python/object/apply:os.system [ls]", "[1, 2]", "1: 2", "a: ["],
+    ["a: 1\na: 2", "a: &x 1\nb: *x", "a: !!python/object/apply:os.system [ls]", "[1, 2]", "1: 2", "a: ["],  # noqa: E501
 )  # fmt: skip
 def test_yaml_that_could_surprise_is_refused(text):
     with pytest.raises(UsageError):
