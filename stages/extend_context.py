@@ -42,7 +42,7 @@ class Measured:
     """Held-out losses under one set of weights and one rotary base."""
 
     long_T: Tensor  # by position, in windows inside one document
-    short: float  # mean, in the short window
+    short: float | None  # mean, in the short window; None where it was not asked for
 
 
 def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
@@ -56,7 +56,7 @@ def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
         directory = context.fetch("curate", "shards/")
         heldout = _heldout(TokenShards.open(directory, "heldout"), settings)
         before = _measure(context, model, heldout, old_base)
-        base_only = _measure(context, model, heldout, settings.rotary_base)
+        base_only = _measure(context, model, (heldout[0], []), settings.rotary_base)
         plan = _plan(context, settings, tokenizer, TokenShards.open(directory, "train"))
         cursor = train(
             context,
@@ -98,7 +98,8 @@ def loss_metrics(
     named = {"_before": before, "_base_only": base_only, "": after}
     metrics: dict[str, object] = {"heldout_loss": after.short}
     for suffix, measured in named.items():
-        metrics[f"short_loss{suffix}"] = measured.short
+        if measured.short is not None:
+            metrics[f"short_loss{suffix}"] = measured.short
         metrics[f"new_window_loss{suffix}"] = _mean(measured.long_T, new)
         metrics[f"loss_by_position{suffix}"] = _buckets(measured.long_T)
     metrics["drop_by_base"] = _mean(before.long_T, new) - _mean(base_only.long_T, new)

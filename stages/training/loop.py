@@ -81,7 +81,7 @@ def train(
         batches = to_micro_batches(batch_of(cursor.step, rank, world), count)
         report = trainer.step(batches, learning_rate=rate)
         cursor.step += 1
-        cursor.tokens += report.tokens
+        cursor.tokens += settings.windows_per_step * settings.window_tokens
         log_step(context, settings, cursor, report, (rate, time.monotonic() - started))
         _save_or_stop(context, trainer, settings, cursor)
     return cursor
@@ -107,7 +107,7 @@ def log_step(
 ) -> None:
     """One metric line and one heartbeat."""
     rate, seconds = rate_and_seconds
-    speed = report.tokens / max(seconds, 1e-9)
+    speed = settings.windows_per_step * settings.window_tokens / max(seconds, 1e-9)
     context.report(
         step=cursor.step,
         steps=settings.steps,
