@@ -7,23 +7,21 @@ and problems, with pass@k and its confidence interval for the last one.
 import math
 from typing import Any
 
-from m1.data_recipes.chat import parse_response
 from m1.data_recipes.pack import TokenBatch, TokenShards
-from m1.data_recipes.tasks.families import make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.infra.canonical_json import parse_json
-from m1.model.decode import Decoder, Request, Sampling
 from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel
 from m1.stages.context import StageContext
 from m1.stages.settings import EvaluateSettings, PretrainSettings
 from m1.stages.training.checkpoint_format import load_weights
 from m1.stages.training.evaluation import (
-    EVALUATION_SEED,
+    accuracy_metrics,
+    answer_tasks,
     heldout_batches,
+    heldout_tasks,
     mean_loss,
     task_accuracy,
-    task_prompt,
 )
 from m1.stages.training.session import MODEL_RECORD, WEIGHTS, open_model, open_tokenizer
 from m1.stages.worker import StageOutcome
@@ -41,9 +39,9 @@ def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
         heldout = _heldout(context, settings)
         for index, name in enumerate(names):
             context.report(phase=f"evaluating {name}", step=index, steps=len(names))
-            base = _load(context, model, name)
-            table[name] = _measure(context, settings, model, tokenizer, (heldout, base))
-        passes = _pass_at_k(context, settings, model, tokenizer, base)
+            _load(context, model, name)
+            table[name] = _measure(settings, model, tokenizer, heldout)
+        passes = _pass_at_k(settings, model, tokenizer)
     context.write_output_json("table.json", table)
     last = table[names[-1]]
     return StageOutcome(
@@ -73,22 +71,19 @@ def _heldout(context: StageContext, settings: EvaluateSettings) -> dict[str, lis
     }
 
 
-def _load(context: StageContext, model: HybridModel, stage: str) -> float:
-    """Load a stage's weights and rotary base; returns the base."""
+def _load(context: StageContext, model: HybridModel, stage: str) -> None:
+    """Load a stage's weights and rotary base."""
     load_weights(model, context.fetch(stage, WEIGHTS))
     record: Any = parse_json(context.fetch(stage, MODEL_RECORD).read_bytes())
     set_rotary_base(model, float(record["rotary_base"]))
-    return float(record["rotary_base"])
 
 
 def _measure(
-    context: StageContext,
     settings: EvaluateSettings,
     model: HybridModel,
     tokenizer: Tokenizer,
-    heldout_and_base: tuple[dict[str, list[TokenBatch]], float],
+    heldout: dict[str, list[TokenBatch]],
 ) -> dict[str, Any]:
-    heldout, _ = heldout_and_base
     losses = {name: mean_loss(model, batches) for name, batches in heldout.items()}
     accuracy = task_accuracy(
         model,
@@ -97,56 +92,33 @@ def _measure(
         problems=settings.problems,
         longest_tokens=settings.evaluation_tokens,
     )
-    count = max(1, len(accuracy))
     return {
         "heldout_loss": losses.pop("all"),
         "loss_by_kind": losses,
-        "accuracy": sum(a.sampled for a in accuracy.values()) / count,
-        "accuracy_greedy": sum(a.greedy for a in accuracy.values()) / count,
-        "by_task": {n: {"sampled": a.sampled, "greedy": a.greedy} for n, a in accuracy.items()},
+        **accuracy_metrics(accuracy, ""),
     }
 
 
 def _pass_at_k(
-    context: StageContext,
-    settings: EvaluateSettings,
-    model: HybridModel,
-    tokenizer: Tokenizer,
-    rotary_base: float,
+    settings: EvaluateSettings, model: HybridModel, tokenizer: Tokenizer
 ) -> dict[str, dict[str, float]]:
     """Share of held-out problems that one of k samples solves, with a 95 % Wilson interval."""
-    decoder = Decoder(model, context.model, rotary_base=rotary_base)
-    sampling = Sampling(
-        temperature=settings.temperature, stop_token_ids=(tokenizer.end_of_sentence_id,)
-    )
     answers = {}
     for family, mix in settings.tasks.items():
-        tasks = make_tasks(
-            family,
-            count=settings.problems,
-            difficulty=mix.difficulty,
-            seed=EVALUATION_SEED,
-            split="heldout",
-        )
-        requests = [
-            Request(
-                prompt_token_ids=task_prompt(tokenizer, task),
-                max_new_tokens=settings.evaluation_tokens,
-                seed=EVALUATION_SEED + 1000 * index + copy,
+        tasks = heldout_tasks({family: mix}, settings.problems)
+        solved = [False] * len(tasks)
+        for copy in range(settings.pass_at):
+            done = answer_tasks(
+                model,
+                tokenizer,
+                tasks,
+                temperature=settings.temperature,
+                longest_tokens=settings.evaluation_tokens,
+                copy=1 + copy,
             )
-            for index, task in enumerate(tasks)
-            for copy in range(settings.pass_at)
-        ]
-        done = decoder.generate(requests, sampling)
-        solved = sum(
-            any(
-                verify(task, parse_response(tokenizer, c.token_ids)).correctness
-                for c in done[index * settings.pass_at : (index + 1) * settings.pass_at]
-            )
-            for index, task in enumerate(tasks)
-        )
-        low, high = wilson_interval(solved, len(tasks))
-        answers[family] = {"pass_at_k": solved / len(tasks), "low": low, "high": high}
+            solved = [known or bool(right) for known, (right, _) in zip(solved, done, strict=True)]
+        low, high = wilson_interval(sum(solved), len(solved))
+        answers[family] = {"pass_at_k": sum(solved) / len(solved), "low": low, "high": high}
     return answers
 
 

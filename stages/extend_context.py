@@ -18,8 +18,9 @@ from m1.model.rotary import set_rotary_base
 from m1.model.spec import HybridModel
 from m1.stages.context import StageContext
 from m1.stages.settings import ExtendSettings, PretrainSettings
-from m1.stages.sft import accuracy_metrics, cold_start_examples
+from m1.stages.sft import cold_start_examples
 from m1.stages.training.evaluation import (
+    accuracy_metrics,
     heldout_batches,
     loss_by_position,
     mean_loss,
@@ -133,7 +134,10 @@ def _measure(
 ) -> Measured:
     context.report(phase="evaluating")
     set_rotary_base(model, rotary_base)
-    return Measured(long_T=loss_by_position(model, heldout[0]), short=mean_loss(model, heldout[1]))
+    long, short = heldout
+    return Measured(
+        long_T=loss_by_position(model, long), short=mean_loss(model, short) if short else None
+    )
 
 
 def _mean(loss_T: Tensor, where: slice) -> float:

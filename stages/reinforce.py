@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from m1.data_recipes.tasks.families import Task
+from m1.data_recipes.tokenizer import Tokenizer
 from m1.infra.errors import PreemptedError
 from m1.model.cispo import ObjectiveSettings, policy_loss
 from m1.model.decode import Decoder
@@ -22,13 +24,19 @@ from m1.stages.context import StageContext
 from m1.stages.rl.curriculum import Curriculum
 from m1.stages.rl.rollout import Group, Prompts, Sample, roll_out, stable_seed
 from m1.stages.settings import ReinforceSettings
-from m1.stages.sft import accuracy_metrics
-from m1.stages.training.evaluation import TaskAccuracy, task_accuracy
+from m1.stages.training.evaluation import (
+    TaskAccuracy,
+    accuracy_metrics,
+    gather,
+    interleave_ranks,
+    task_accuracy,
+)
 from m1.stages.training.loop import Cursor, mean_speed, resume_training, save_checkpoint
 from m1.stages.training.schedule import learning_rate
 from m1.stages.training.session import (
     agree,
     build_options,
+    data_rank,
     hand_over_weights,
     open_model,
     open_tokenizer,
@@ -88,7 +96,7 @@ def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
 
 
 def _sample(
-    decoder: Decoder, tokenizer: Any, prompts: Prompts, curriculum: Curriculum, step: int
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Prompts, curriculum: Curriculum, step: int
 ) -> list[Group]:
     """One rollout batch; groups without signal are replaced in a bounded number of rounds."""
     settings = prompts.settings
@@ -100,11 +108,26 @@ def _sample(
             break
         tasks = prompts.draw(curriculum, step=step, round_=round_, count=wanted)
         seed = stable_seed(prompts.seed, step, round_)
-        groups = roll_out(decoder, tokenizer, tasks, settings=settings, seed=seed)
+        groups = _roll_out_on_all_ranks(decoder, tokenizer, tasks, settings, seed)
         kept += [group for group in groups if group.has_signal]
         spare += [group for group in groups if not group.has_signal]
     # out of rounds: train on what there is; groups without signal only count in the statistics
     return kept + spare
+
+
+def _roll_out_on_all_ranks(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    settings: ReinforceSettings,
+    seed: int,
+) -> list[Group]:
+    """Each data-parallel rank samples its share of the prompts; all of them see all groups."""
+    rank, world = data_rank()
+    own = roll_out(
+        decoder, tokenizer, tasks[rank::world], settings=settings, seed=stable_seed(seed, rank)
+    )
+    return interleave_ranks(gather(own), len(tasks))
 
 
 def _passes(groups: Sequence[Group]) -> dict[str, list[float]]:
@@ -128,14 +151,23 @@ def _update(
     random.Random(stable_seed(seed, step, 1 << 20)).shuffle(samples)  # noqa: S311
     updates = min(settings.updates_per_step, len(samples))
     loss = _policy_objective(settings)
+    rank, world = data_rank()
     return [
-        trainer.step([_to_batch(samples[index::updates])], learning_rate=rate, loss=loss)
+        trainer.step(
+            [_to_batch(samples[index::updates], rank, world)], learning_rate=rate, loss=loss
+        )
         for index in range(updates)
     ]
 
 
-def _to_batch(samples: Sequence[Sample]) -> MicroBatch:
-    """Prompt and response side by side, padded on the right; only responses count."""
+def _to_batch(everyone: Sequence[Sample], rank: int, world: int) -> MicroBatch:
+    """This rank's sequences, padded on the right; only responses count.
+
+    A rank without a sequence of its own takes the first one with a weight of zero, so that all
+    ranks take part in every collective.
+    """
+    samples = everyone[rank::world] or everyone[:1]
+    weight = 1.0 if everyone[rank::world] else 0.0
     longest = max(len(s.prompt_token_ids) + len(s.response_token_ids) for s in samples)
     shape = (len(samples), longest)
     tokens = torch.zeros(shape, dtype=torch.long)
@@ -145,7 +177,7 @@ def _to_batch(samples: Sequence[Sample]) -> MicroBatch:
         start = len(sample.prompt_token_ids)
         stop = start + len(sample.response_token_ids)
         tokens[row, :stop] = torch.tensor(sample.prompt_token_ids + sample.response_token_ids)
-        mask[row, start:stop] = 1.0
+        mask[row, start:stop] = weight
         behaviour[row, start:stop] = torch.tensor(sample.behaviour_logprobs)
     batch = {
         "tokens_BT": tokens[:, :-1],

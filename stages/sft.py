@@ -14,7 +14,7 @@ from m1.data_recipes.tasks.families import FAMILIES, Task, answer_of, make_tasks
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.stages.context import StageContext
 from m1.stages.settings import SftSettings, TaskMix
-from m1.stages.training.evaluation import TaskAccuracy, task_accuracy
+from m1.stages.training.evaluation import TaskAccuracy, accuracy_metrics, task_accuracy
 from m1.stages.training.loop import first_and_last_loss, mean_speed, train
 from m1.stages.training.session import (
     build_options,
@@ -82,19 +82,6 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
             "weights_sha256": digest,
         },
     )
-
-
-def accuracy_metrics(accuracy: Mapping[str, TaskAccuracy], suffix: str) -> dict[str, object]:
-    """`accuracy` (sampled, mean over families), `accuracy_greedy`, and both per family."""
-    count = max(1, len(accuracy))
-    return {
-        f"accuracy{suffix}": sum(a.sampled for a in accuracy.values()) / count,
-        f"accuracy_greedy{suffix}": sum(a.greedy for a in accuracy.values()) / count,
-        f"accuracy_by_task{suffix}": {
-            name: {"sampled": a.sampled, "greedy": a.greedy, "problems": a.problems}
-            for name, a in accuracy.items()
-        },
-    }
 
 
 def cold_start_examples(

@@ -76,6 +76,8 @@ def _become_agent(
     exit_code = _FAILED
     try:
         os.setsid()
+        if os.getppid() != supervisor:  # it died before the death signal was asked for
+            sys.exit(_FAILED)
         from m1.infra.launch.agent import run_agent  # torch: the parent must stay light
 
         exit_code = run_agent(

@@ -5,9 +5,15 @@ Shape letters: B windows, T tokens.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import m1.model.compat  # noqa: F401  (patches megatron-core before it is imported)
+
+# isort: split
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 from m1.data_recipes.chat import Message, parse_response, prompt_token_ids
@@ -17,6 +23,9 @@ from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.decode import Decoder, Request, Sampling
 from m1.model.spec import HybridModel, forward_nats
 from m1.stages.settings import TaskMix
+from m1.stages.training.session import data_rank
+
+T = TypeVar("T")
 
 EVALUATION_SEED = 20_250_616  # ours: the same held-out problems in every stage and run
 
@@ -45,22 +54,22 @@ def heldout_batches(
 
 
 @torch.no_grad()
-def loss_by_position(model: HybridModel, batches: Iterable[TokenBatch]) -> Tensor:
-    """Mean nats per target at each position of the window, [T]; NaN where nothing was counted."""
+def loss_by_position(model: HybridModel, batches: Sequence[TokenBatch]) -> Tensor:
+    """Mean nats per target at each position of the window, [T]; NaN where nothing was counted.
+
+    Data-parallel ranks share the batches; all of them get the answer.
+    """
     model.eval()
-    total: Tensor | None = None
-    count: Tensor | None = None
-    for batch in batches:
-        device = next(model.parameters()).device
-        tokens = batch.tokens_BT.to(device)
-        documents = batch.document_ids_BT[:, :-1].to(device)
-        mask = batch.loss_mask_BT.to(device)
-        nats = (forward_nats(model, tokens, documents) * mask).double().sum(0)
-        total = nats if total is None else total + nats
-        count = mask.double().sum(0) if count is None else count + mask.double().sum(0)
-    assert total is not None
-    assert count is not None
-    return (total / count).cpu()
+    device = next(model.parameters()).device
+    rank, world = data_rank()
+    sums_2T = torch.zeros(2, batches[0].loss_mask_BT.shape[1], dtype=torch.float64, device=device)
+    for batch in batches[rank::world]:
+        tokens, mask = batch.tokens_BT.to(device), batch.loss_mask_BT.to(device)
+        nats = forward_nats(model, tokens, batch.document_ids_BT[:, :-1].to(device)) * mask
+        sums_2T += torch.stack([nats.double().sum(0), mask.double().sum(0)])
+    if world > 1:
+        torch.distributed.all_reduce(sums_2T, group=parallel_state.get_data_parallel_group())
+    return (sums_2T[0] / sums_2T[1]).cpu()
 
 
 def mean_loss(model: HybridModel, batches: Sequence[TokenBatch]) -> float:
@@ -80,12 +89,72 @@ def unigram_entropy(batches: Iterable[TokenBatch], vocabulary_size: int) -> floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskAccuracy:
-    """Shares of held-out problems of one family answered right."""
+    """Shares of held-out problems of one family answered right; None where not asked for."""
 
-    greedy: float
+    greedy: float | None
     sampled: float
     problems: int
     mean_tokens: float
+
+
+def heldout_tasks(tasks: Mapping[str, TaskMix], problems: int) -> list[Task]:
+    """The same held-out problems for everyone, `problems` of each family."""
+    return [
+        task
+        for family, mix in tasks.items()
+        for task in make_tasks(
+            family,
+            count=problems,
+            difficulty=mix.difficulty,
+            seed=EVALUATION_SEED,
+            split="heldout",
+        )
+    ]
+
+
+def answer_tasks(
+    model: HybridModel,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    *,
+    temperature: float,
+    longest_tokens: int,
+    copy: int = 0,
+) -> list[tuple[float, int]]:
+    """Correctness and length of one answer per problem; data-parallel ranks share the work."""
+    model.eval()
+    rank, world = data_rank()
+    own = tasks[rank::world]
+    requests = [
+        Request(
+            prompt_token_ids=task_prompt(tokenizer, task),
+            max_new_tokens=longest_tokens,
+            seed=EVALUATION_SEED + 1_000_003 * copy + rank + world * index,
+        )
+        for index, task in enumerate(own)
+    ]
+    sampling = Sampling(temperature=temperature, stop_token_ids=(tokenizer.end_of_sentence_id,))
+    decoder = Decoder(model, model.config.hybrid, rotary_base=model.rotary_base)
+    answers = [
+        (verify(task, parse_response(tokenizer, done.token_ids)).correctness, len(done.token_ids))
+        for task, done in zip(own, decoder.generate(requests, sampling), strict=True)
+    ]
+    return interleave_ranks(gather(answers), len(tasks))
+
+
+def gather(own: list[T]) -> list[list[T]]:
+    """The lists of all data-parallel ranks, on every rank."""
+    _, world = data_rank()
+    everyone: list[list[T]] = [own] * world
+    if world > 1:
+        group = parallel_state.get_data_parallel_group()
+        torch.distributed.all_gather_object(everyone, own, group=group)
+    return everyone
+
+
+def interleave_ranks(parts: Sequence[Sequence[T]], total: int) -> list[T]:
+    """Undo `items[rank::world]`: item i sits on rank i modulo world."""
+    return [parts[index % len(parts)][index // len(parts)] for index in range(total)]
 
 
 def task_accuracy(
@@ -95,43 +164,59 @@ def task_accuracy(
     *,
     problems: int,
     longest_tokens: int,
+    with_greedy: bool = True,
 ) -> dict[str, TaskAccuracy]:
-    """Greedy and sampled accuracy per family on held-out problems."""
-    model.eval()
-    decoder = Decoder(model, model.config.hybrid, rotary_base=model.rotary_base)
-    answers = {}
-    for family, mix in tasks.items():
-        chosen = make_tasks(
-            family,
-            count=problems,
-            difficulty=mix.difficulty,
-            seed=EVALUATION_SEED,
-            split="heldout",
+    """Sampled and greedy accuracy per family on held-out problems."""
+    chosen = heldout_tasks(tasks, problems)
+    if not chosen:
+        return {}
+    sampled, greedy = (
+        answer_tasks(
+            model, tokenizer, chosen, temperature=temperature, longest_tokens=longest_tokens
         )
-        requests = [
-            Request(
-                prompt_token_ids=task_prompt(tokenizer, task),
-                max_new_tokens=longest_tokens,
-                seed=EVALUATION_SEED + index,
-            )
-            for index, task in enumerate(chosen)
-        ]
-        shares, lengths = [], []
-        for temperature in (0.0, 1.0):
-            sampling = Sampling(
-                temperature=temperature, stop_token_ids=(tokenizer.end_of_sentence_id,)
-            )
-            done = decoder.generate(requests, sampling)
-            right = [
-                verify(task, parse_response(tokenizer, c.token_ids)).correctness
-                for task, c in zip(chosen, done, strict=True)
-            ]
-            shares.append(sum(right) / len(right))
-            lengths.append(sum(len(c.token_ids) for c in done) / len(done))
-        answers[family] = TaskAccuracy(
-            greedy=shares[0], sampled=shares[1], problems=problems, mean_tokens=lengths[1]
+        if wanted
+        else None
+        for temperature, wanted in ((1.0, True), (0.0, with_greedy))
+    )
+    assert sampled is not None
+    return {
+        family: TaskAccuracy(
+            sampled=_share_right(sampled, place),
+            greedy=_share_right(greedy, place) if greedy else None,
+            problems=problems,
+            mean_tokens=sum(length for _, length in sampled[place]) / problems,
         )
-    return answers
+        for family, place in _places(tasks, problems)
+    }
+
+
+def accuracy_metrics(accuracy: Mapping[str, TaskAccuracy], suffix: str) -> dict[str, object]:
+    """`accuracy` (sampled, mean over families), `accuracy_greedy`, and both per family."""
+    count = max(1, len(accuracy))
+    greedy = [a.greedy for a in accuracy.values() if a.greedy is not None]
+    metrics: dict[str, object] = {
+        f"accuracy{suffix}": sum(a.sampled for a in accuracy.values()) / count,
+        f"accuracy_by_task{suffix}": {
+            name: {"sampled": a.sampled, "greedy": a.greedy, "problems": a.problems}
+            for name, a in accuracy.items()
+        },
+    }
+    if greedy:
+        metrics[f"accuracy_greedy{suffix}"] = sum(greedy) / len(greedy)
+    return metrics
+
+
+def _places(tasks: Mapping[str, TaskMix], problems: int) -> list[tuple[str, slice]]:
+    """Where the answers of each family stand in the joined list."""
+    return [
+        (family, slice(number * problems, (number + 1) * problems))
+        for number, family in enumerate(tasks)
+    ]
+
+
+def _share_right(answers: Sequence[tuple[float, int]], place: slice) -> float:
+    chosen = answers[place]
+    return sum(correctness for correctness, _ in chosen) / len(chosen)
 
 
 def task_prompt(tokenizer: Tokenizer, task: Task) -> list[int]:

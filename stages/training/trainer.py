@@ -155,10 +155,21 @@ def _forward_step(loss: LossFunction) -> Callable[[Any, Any], tuple[Tensor, Any]
 
 
 def _sum_reports(reports: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Sum over micro batches and data-parallel ranks; the last pipeline rank knows."""
-    names = sorted(reports[0]) if reports else []
-    totals = torch.stack([sum(r[name].double() for r in reports) for name in names])  # type: ignore[arg-type]
+    """Over micro batches and data-parallel ranks: the largest of `*_max`, the sum of the rest."""
+    return {
+        **_reduce_reports(reports, maxima=False),
+        **_reduce_reports(reports, maxima=True),
+    }
+
+
+def _reduce_reports(reports: Sequence[dict[str, Tensor]], *, maxima: bool) -> dict[str, float]:
+    names = [name for name in sorted(reports[0]) if name.endswith("_max") == maxima]
+    if not names:
+        return {}
+    table = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports])
+    totals = table.amax(0) if maxima else table.sum(0)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if torch.distributed.get_world_size(group) > 1:
-        torch.distributed.all_reduce(totals, group=group)
+        operation = torch.distributed.ReduceOp.MAX if maxima else torch.distributed.ReduceOp.SUM
+        torch.distributed.all_reduce(totals, op=operation, group=group)
     return dict(zip(names, totals.tolist(), strict=True))
