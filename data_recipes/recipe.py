@@ -7,12 +7,12 @@ another recipe first; mappings merge, everything else is replaced.
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from m1.data_recipes.document import Kind
 from m1.infra.canonical_json import canonical_json, sha256_hex
-from m1.infra.errors import InvalidSettingError
+from m1.infra.errors import InvalidSettingError, UsageError
+from m1.infra.strict_yaml import parse_mapping
 
 RECIPES = Path(__file__).parent / "recipes"
 MAXIMUM_RECIPE_BYTES = 256 * 1024
@@ -104,23 +104,8 @@ class Recipe(_Strict):
         return sha256_hex(canonical_json(self.model_dump(mode="json")))
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Plain values only: no aliases (they can grow without bound), no repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases are not accepted")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len({str(key) for key in keys}) != len(keys):
-            raise yaml.YAMLError(f"repeated key among {keys}")
-        return super().construct_mapping(node, deep=deep)
-
-
 def parse_yaml(body: bytes) -> dict[str, Any]:
-    """A mapping from safe YAML.
+    """A mapping from strict YAML.
 
     Raises:
         InvalidSettingError: too large, not YAML, not a mapping, or with aliases or repeated keys.
@@ -130,12 +115,9 @@ def parse_yaml(body: bytes) -> dict[str, Any]:
             field="recipe", value=f"{len(body)} bytes", accepted=f"up to {MAXIMUM_RECIPE_BYTES}"
         )
     try:
-        value = yaml.load(body, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader subclass
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError, TypeError) as error:
+        return parse_mapping(body.decode("utf-8"), source="recipe")
+    except (UsageError, UnicodeDecodeError, TypeError) as error:
         raise InvalidSettingError(field="recipe", value=str(error), accepted="safe YAML") from error
-    if not isinstance(value, dict):
-        raise InvalidSettingError(field="recipe", value=value, accepted="a YAML mapping")
-    return value
 
 
 def _path_of(name_or_path: str, *, beside: Path) -> Path:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from m1.flows.accepted import unknown_name, validated
-from m1.flows.strict_yaml import parse_mapping, parse_yaml
 from m1.infra.errors import InvalidSettingError, UsageError
+from m1.infra.strict_yaml import parse_mapping, parse_yaml
 from m1.model.config import ModelConfig, ParallelLayout
 from m1.stages.registry import DEFAULT_ORDER, KINDS, kind_of
 from m1.stages.settings import StageSettings, TrainSettings

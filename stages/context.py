@@ -5,6 +5,7 @@ file is there for all of them when a call returns (one node; per-node transfer i
 """
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -45,6 +46,11 @@ class StopRequest:
         self.is_set = True
 
 
+def _only_alone() -> None:
+    """Before process groups exist ranks cannot wait for one another: only one rank may pass."""
+    assert os.environ.get("WORLD_SIZE", "1") == "1", "open the model before reading parents"
+
+
 class StageContext:
     """One rank's view of the attempt it works for."""
 
@@ -56,7 +62,7 @@ class StageContext:
         self.model = ModelConfig.model_validate(dict(spec.model))
         self.layout = ParallelLayout.model_validate(dict(spec.layout))
         self.stop = StopRequest()
-        self.barrier: Callable[[], None] = lambda: None
+        self.barrier: Callable[[], None] = _only_alone
         self.started = time.monotonic()
         self.earlier_seconds = 0.0
         self.outputs = scratch / "outputs"

@@ -31,11 +31,11 @@ NORMAL_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
     """Measure every stage's weights; the table is in the metrics and in `table.json`."""
-    tokenizer = open_tokenizer(context)
     names = [name for name in context.spec.order if name in context.spec.parents]
     names.remove("curate")
     table: dict[str, dict[str, Any]] = {}
     with open_model(context, BuildOptions(), weights_of=None) as model:
+        tokenizer = open_tokenizer(context)
         heldout = _heldout(context, settings)
         for index, name in enumerate(names):
             context.report(phase=f"evaluating {name}", step=index, steps=len(names))

@@ -13,15 +13,16 @@ import torch
 
 from m1.data_recipes.chat import CHAT_TEMPLATE
 from m1.data_recipes.pack import TokenShards
-from m1.data_recipes.tokenizer import write_hugging_face_tokenizer
+from m1.data_recipes.tokenizer import Tokenizer, write_hugging_face_tokenizer
 from m1.infra.canonical_json import parse_json
 from m1.infra.errors import StageFailedError
 from m1.model.hf_weights import export_hugging_face
+from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel, forward_logits
 from m1.stages.context import StageContext
 from m1.stages.settings import ExportSettings, PretrainSettings
 from m1.stages.training.evaluation import heldout_batches
-from m1.stages.training.session import MODEL_RECORD, open_model, open_tokenizer
+from m1.stages.training.session import MODEL_RECORD, open_model
 from m1.stages.worker import StageOutcome
 
 FOLDER = "huggingface"
@@ -32,25 +33,17 @@ def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
     """Write the folder, load it with transformers, compare logits, refuse if they differ."""
     parent = context.weights_parent()
     assert parent is not None
-    record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
-    folder = context.outputs / FOLDER
-    options = BuildOptions(rotary_base=float(record["rotary_base"]))
-    with open_model(context, options, weights_of=parent) as model:
-        context.report(phase="writing")
-        export_hugging_face(
-            {name: parameter.detach() for name, parameter in model.named_parameters()},
-            context.model,
-            folder,
-            dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
-            rotary_base=options.rotary_base,
-            window_tokens=int(record["window_tokens"]),
-            max_shard_bytes=settings.max_shard_bytes,
-            stop_token_ids=(open_tokenizer(context).end_of_sentence_id,),
-        )
-        _write_tokenizer(context, folder)
-        _write_model_card(context, folder, parent)
+    with open_model(context, BuildOptions(), weights_of=parent) as model:
+        record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
+        set_rotary_base(model, float(record["rotary_base"]))
+        tokenizer = context.fetch("curate", "tokenizer/") / "tokenizer.model"
+        shards = context.fetch("curate", "shards/")
+        if not context.is_main:  # one rank holds the whole model; the others have nothing to add
+            return StageOutcome(metrics={})
+        folder = context.outputs / FOLDER
+        _write(context, settings, model, folder, (tokenizer, int(record["window_tokens"])))
         context.report(phase="comparing")
-        difference = _largest_difference(context, settings, model, folder)
+        difference = _largest_difference(settings, model, folder, shards)
     if difference > LARGEST_DIFFERENCE[settings.precision]:
         raise StageFailedError(f"logits of the exported folder differ by {difference:.2e}")
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -61,13 +54,32 @@ def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
     )
 
 
-def _write_tokenizer(context: StageContext, folder: Path) -> None:
-    source = context.fetch("curate", "tokenizer/") / "tokenizer.model"
-    write_hugging_face_tokenizer(source, folder, chat_template=CHAT_TEMPLATE)
+def _write(
+    context: StageContext,
+    settings: ExportSettings,
+    model: HybridModel,
+    folder: Path,
+    tokenizer_and_window: tuple[Path, int],
+) -> None:
+    context.report(phase="writing")
+    tokenizer, window_tokens = tokenizer_and_window
+    export_hugging_face(
+        {name: parameter.detach() for name, parameter in model.named_parameters()},
+        context.model,
+        folder,
+        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        rotary_base=model.rotary_base,
+        window_tokens=window_tokens,
+        max_shard_bytes=settings.max_shard_bytes,
+        stop_token_ids=(Tokenizer.load(tokenizer).end_of_sentence_id,),
+    )
+    write_hugging_face_tokenizer(tokenizer, folder, chat_template=CHAT_TEMPLATE)
+    _write_model_card(context, folder)
 
 
-def _write_model_card(context: StageContext, folder: Path, parent: str) -> None:
+def _write_model_card(context: StageContext, folder: Path) -> None:
     spec = context.spec
+    parent = context.weights_parent()
     lines = [
         "---",
         "library_name: transformers",
@@ -86,14 +98,13 @@ def _write_model_card(context: StageContext, folder: Path, parent: str) -> None:
 
 @torch.no_grad()
 def _largest_difference(
-    context: StageContext, settings: ExportSettings, model: HybridModel, folder: Path
+    settings: ExportSettings, model: HybridModel, folder: Path, shards: Path
 ) -> float:
     """Largest absolute difference of logits between Megatron and transformers."""
     from transformers import AutoModelForCausalLM
 
-    shards = TokenShards.open(context.fetch("curate", "shards/"), "heldout")
     batch = heldout_batches(
-        shards,
+        TokenShards.open(shards, "heldout"),
         weights=PretrainSettings().mixture,
         window_tokens=settings.parity_tokens,
         tokens=settings.parity_tokens,

@@ -50,10 +50,10 @@ def run(context: StageContext, settings: ExtendSettings) -> StageOutcome:
     """Train on longer windows under a larger rotary base."""
     parent = context.weights_parent()
     assert parent is not None
-    record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
-    old_base, old_window = float(record["rotary_base"]), int(record["window_tokens"])
-    tokenizer = open_tokenizer(context)
     with open_model(context, build_options(context, settings), weights_of=parent) as model:
+        record: Any = parse_json(context.fetch(parent, MODEL_RECORD).read_bytes())
+        old_base, old_window = float(record["rotary_base"]), int(record["window_tokens"])
+        tokenizer = open_tokenizer(context)
         directory = context.fetch("curate", "shards/")
         heldout = _heldout(TokenShards.open(directory, "heldout"), settings)
         before = _measure(context, model, heldout, old_base)

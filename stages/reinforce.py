@@ -49,9 +49,9 @@ CURRICULUM_FILE = "curriculum.json"
 
 def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
     """Reinforce from the parent's weights; held-out reward before and after."""
-    tokenizer = open_tokenizer(context)
     options = build_options(context, settings)
     with open_model(context, options, weights_of=context.weights_parent()) as model:
+        tokenizer = open_tokenizer(context)
         decoder = Decoder(model, context.model, rotary_base=settings.rotary_base)
         curriculum = Curriculum(settings)
 

@@ -91,6 +91,12 @@ class SftSettings(TrainSettings):
         default_factory=lambda: {"max_fold": TaskMix()}, description="Task families and shares."
     )
     examples: int = Field(4096, ge=1, le=100_000_000, description="Distinct cold-start samples.")
+    text_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of rows that are ordinary text, so that language is not forgotten.",
+    )
     noise: float = Field(
         0.25,
         ge=0,

@@ -9,11 +9,18 @@ import random
 from collections.abc import Mapping
 
 from m1.data_recipes.chat import Message, prompt_token_ids, response_token_ids
-from m1.data_recipes.pack import Example, ExamplePlan, example_of
+from m1.data_recipes.pack import (
+    Example,
+    ExamplePlan,
+    MixedPlan,
+    TokenShards,
+    WindowPlan,
+    example_of,
+)
 from m1.data_recipes.tasks.families import FAMILIES, Task, answer_of, make_tasks
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.stages.context import StageContext
-from m1.stages.settings import SftSettings, TaskMix
+from m1.stages.settings import PretrainSettings, SftSettings, TaskMix
 from m1.stages.training.evaluation import TaskAccuracy, accuracy_metrics, task_accuracy
 from m1.stages.training.loop import first_and_last_loss, mean_speed, train
 from m1.stages.training.session import (
@@ -28,26 +35,12 @@ from m1.stages.worker import StageOutcome
 
 def run(context: StageContext, settings: SftSettings) -> StageOutcome:
     """Fine-tune on cold-start samples; accuracy on held-out problems before and after."""
-    tokenizer = open_tokenizer(context)
     options = build_options(context, settings)
     with open_model(context, options, weights_of=context.weights_parent()) as model:
-        examples = cold_start_examples(
-            tokenizer,
-            settings.tasks,
-            count=settings.examples,
-            noise=settings.noise,
-            seed=context.spec.seed,
-        )
-        plan = ExamplePlan(
-            examples,
-            window_tokens=settings.window_tokens,
-            windows_per_step=settings.windows_per_step,
-            steps=settings.steps,
-            seed=context.spec.seed,
-            pad_id=tokenizer.pad_id,
-        )
+        tokenizer = open_tokenizer(context)
+        plan = _plan(context, settings, tokenizer)
 
-        def measure() -> dict[str, TaskAccuracy]:
+        def measure(*, with_greedy: bool = True) -> dict[str, TaskAccuracy]:
             context.report(phase="evaluating")
             return task_accuracy(
                 model,
@@ -55,9 +48,10 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
                 settings.tasks,
                 problems=settings.evaluation_problems,
                 longest_tokens=settings.evaluation_tokens,
+                with_greedy=with_greedy,
             )
 
-        before = measure()
+        before = measure(with_greedy=False)
         trainer = Trainer(model, settings)
         cursor = train(
             context,
@@ -81,6 +75,34 @@ def run(context: StageContext, settings: SftSettings) -> StageOutcome:
             "tokens_per_second": mean_speed(context),
             "weights_sha256": digest,
         },
+    )
+
+
+def _plan(context: StageContext, settings: SftSettings, tokenizer: Tokenizer) -> MixedPlan:
+    """Packed cold-start samples, and rows of ordinary text by `text_share`."""
+    common = {
+        "window_tokens": settings.window_tokens,
+        "windows_per_step": settings.windows_per_step,
+        "steps": settings.steps,
+        "seed": context.spec.seed,
+    }
+    samples = ExamplePlan(
+        cold_start_examples(
+            tokenizer,
+            settings.tasks,
+            count=settings.examples,
+            noise=settings.noise,
+            seed=context.spec.seed,
+        ),
+        pad_id=tokenizer.pad_id,
+        **common,
+    )
+    shards = TokenShards.open(context.fetch("curate", "shards/"), "train")
+    text = WindowPlan(shards, weights=PretrainSettings().mixture, **common)
+    return MixedPlan(
+        [(samples, 1.0 - settings.text_share), (text, settings.text_share)],
+        windows_per_step=settings.windows_per_step,
+        steps=settings.steps,
     )
 
 

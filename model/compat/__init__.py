@@ -4,6 +4,8 @@
 megatron imports this package first. It is idempotent, and each patch names its reason.
 """
 
+import warnings
+
 import torch
 
 _installed = False
@@ -15,6 +17,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    for message in ("Transformer Engine and Apex are not installed", "Apex is not installed"):
+        warnings.filterwarnings("ignore", message=message)  # we know: that is what this is for
     if not torch.cuda.is_available():
         from m1.model.compat import cpu
 

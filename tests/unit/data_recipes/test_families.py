@@ -1,6 +1,6 @@
 """Claims about the task families and their checker."""
 
-# ruff: noqa: S311  seeded draws, no secrets
+
 import random
 
 import pytest

@@ -12,8 +12,8 @@ from m1.flows.preset import (
     resolve,
     split_override,
 )
-from m1.flows.strict_yaml import parse_mapping, parse_yaml
 from m1.infra.errors import InvalidSettingError, UsageError
+from m1.infra.strict_yaml import parse_mapping, parse_yaml
 
 
 @pytest.mark.parametrize("name", preset_names())
