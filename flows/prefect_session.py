@@ -153,9 +153,17 @@ def _own_server(environ: MutableMapping[str, str], home: Path) -> Iterator[str]:
             raise
     try:
         yield url
-        time.sleep(SETTLE_SECONDS)
     finally:
+        _flush_logs()
+        time.sleep(SETTLE_SECONDS)
         _end(server)
+
+
+def _flush_logs() -> None:
+    """Send what the log queue still holds: after the server has gone it would only complain."""
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=5)
 
 
 @contextmanager

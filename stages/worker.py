@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from m1.infra.errors import EXIT_OK, M1Error, StageFailedError
+from m1.infra.errors import EXIT_BAD_INPUT, EXIT_OK, M1Error, StageFailedError, UsageError
 from m1.infra.redact import redact
 from m1.infra.store.open_store import open_store
 from m1.stages.context import StageContext
@@ -96,6 +96,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _exit_code(error: M1Error) -> int:
+    """Settings that cannot work are bad input: no retry will help."""
+    if isinstance(error, UsageError):
+        return EXIT_BAD_INPUT
+    return EXIT_UNEXPECTED if error.exit_code == StageFailedError.exit_code else error.exit_code
+
+
 def _guarded(spec_path: Path, rank: int) -> int:
     """Run, and turn every ending into an exit code."""
     try:
@@ -103,7 +110,7 @@ def _guarded(spec_path: Path, rank: int) -> int:
         run_spec(spec, work_dir=spec_path.parent, rank=rank)
     except M1Error as error:
         sys.stderr.write(f"{type(error).__name__}: {redact(str(error))}\n")
-        return error.exit_code if error.exit_code != StageFailedError.exit_code else EXIT_UNEXPECTED
+        return _exit_code(error)
     except Exception:  # noqa: BLE001  (the last line of defence of a process)
         sys.stderr.write(redact(traceback.format_exc()))
         return EXIT_UNEXPECTED

@@ -19,7 +19,7 @@ from m1.stages.rl.curriculum import Curriculum
 from m1.stages.settings import ReinforceSettings
 from m1.stages.training.evaluation import task_prompt
 
-POOL_PROBLEMS = 4096  # problems per family that prompts are drawn from
+POOL_PROBLEMS = 2048  # problems per family that prompts are drawn from; every family has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
