@@ -8,6 +8,13 @@ import warnings
 
 import torch
 
+# What megatron-core 0.16.1 says on every start, about things this package or torch takes care of.
+KNOWN_WARNINGS = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "`load_state_dict` is deprecated",
+)
 _installed = False
 
 
@@ -17,8 +24,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    for message in ("Transformer Engine and Apex are not installed", "Apex is not installed"):
-        warnings.filterwarnings("ignore", message=message)  # we know: that is what this is for
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
         from m1.model.compat import cpu
 

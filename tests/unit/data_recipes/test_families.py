@@ -1,6 +1,5 @@
 """Claims about the task families and their checker."""
 
-
 import random
 
 import pytest
