@@ -22,6 +22,8 @@ from m1.stages.contract import RESULT_NAME, Progress, StageResult, StageSpec
 
 
 def main(path: Path) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # one rank plays the whole job
     spec = StageSpec.from_bytes(path.read_bytes())
     script = json.loads(os.environ.get("M1_FAKE", "{}")).get(spec.stage, {})
     endings = script.get("endings", ["ok"])

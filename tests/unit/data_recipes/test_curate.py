@@ -258,9 +258,9 @@ def test_scores_see_letters_and_repetition() -> None:
     ("body", "message"),
     [
         pytest.param(b"a: &x 1\nb: *x\n", "aliases", id="alias"),
-        pytest.param(b"a: 1\na: 2\n", "repeated key", id="duplicate"),
+        pytest.param(b"a: 1\na: 2\n", "stands twice", id="duplicate"),
         pytest.param(b"a: !!python/object/apply:os.abort []\n", "safe YAML", id="object"),
-        pytest.param(b"- 1\n", "mapping", id="list"),
+        pytest.param(b"- 1\n", "settings by name", id="list"),
         pytest.param(b"a: [" * 2000, "safe YAML", id="deep"),
         pytest.param(b"#" * 300_000, "262144", id="large"),
     ],
