@@ -30,7 +30,7 @@ run: setup  ## the whole pipeline at toy scale: raw text to a reasoning model
 	.venv/bin/m1 run --preset toy --run $(RUN) --store $(STORE)
 
 test: .venv/.test  ## all tests
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist loadfile
 
 check: .venv/.test  ## format, lint, types
 	.venv/bin/ruff format --check .
