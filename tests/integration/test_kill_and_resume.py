@@ -111,5 +111,5 @@ def test_ctrl_c_saves_and_resume_goes_on(
     flow.send_signal(signal.SIGINT)
 
     assert flow.wait(timeout=60) == 130
-    tiny.Place(home=tmp_path).m1("resume", "calm", "--until", "pretrain")
+    tiny.Place(home=tmp_path).m1(*words)
     assert weights(tmp_path, "calm")["pretrain"] == undisturbed[1]["pretrain"]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from m1.stages.registry import DEFAULT_ORDER
+
 MODULES = 60  # files of the standard library, enough text for a tokenizer of 640 pieces
 
 SETTINGS = {
@@ -91,7 +93,10 @@ def command(*words: str) -> list[str]:
 def settings(folder: Path, **changes: object) -> list[str]:
     """`--set` arguments of the tiny pipeline over the documents of `folder`."""
     chosen = {"curate.corpus": str(folder), **SETTINGS, **changes}
-    return [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    order = str(chosen.get("run.order", ",".join(DEFAULT_ORDER))).split(",")
+    places = {*order, "run", "model", "layout"}
+    used = {name: value for name, value in chosen.items() if name.split(".")[0] in places}
+    return [word for name, value in used.items() for word in ("--set", f"{name}={value}")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
