@@ -290,7 +290,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "output_layer.weight": (config.vocabulary_size, hidden),
     }
     grouped = (config.num_heads + 2 * config.num_key_value_heads) * config.head_width
-    attention = {
+    attention: dict[str, dict[str, tuple[int, ...]]] = {
         "lightning": {
             "qkv_projection.weight": (3 * width, hidden),
             "gate_projection.weight": (width, hidden),

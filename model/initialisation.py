@@ -8,6 +8,7 @@ section 4.2); `normal`: one standard deviation for all (what the small presets a
 import hashlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -39,10 +40,15 @@ def global_named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter
         yield re.sub(r"^decoder\.layers\.(\d+)\.", renumber, name), parameter
 
 
+def _partition_dim(parameter: Any) -> int:
+    """The axis along which Megatron splits a tensor-parallel parameter."""
+    return int(parameter.partition_dim)
+
+
 def _full_shape(model: GPTModel, parameter: nn.Parameter) -> list[int]:
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
-        shape[parameter.partition_dim] *= model.config.tensor_model_parallel_size
+        shape[_partition_dim(parameter)] *= model.config.tensor_model_parallel_size
     if parameter.dim() == 3:
         shape[0] *= model.config.expert_model_parallel_size
     return shape
@@ -73,8 +79,9 @@ def _own_part(model: GPTModel, parameter: nn.Parameter, full: Tensor) -> Tensor:
     part = full
     if getattr(parameter, "tensor_model_parallel", False):
         rank = parallel_state.get_tensor_model_parallel_rank()
-        size = parameter.shape[parameter.partition_dim]
-        part = part.narrow(parameter.partition_dim, rank * size, size)
+        dim = _partition_dim(parameter)
+        size = parameter.shape[dim]
+        part = part.narrow(dim, rank * size, size)
     if parameter.dim() == 3:
         rank = parallel_state.get_expert_model_parallel_rank()
         part = part.narrow(0, rank * parameter.shape[0], parameter.shape[0])

@@ -147,8 +147,9 @@ def _softmax_layer(
 ) -> Tensor:
     prefix = f"decoder.layers.{layer}.self_attention."
     q, k, v = split_grouped_qkv(x_BTD @ weights[prefix + "linear_qkv.weight"].T, config)
-    rotary = {"rotary_width": config.rotary_width, "rotary_base": config.rotary_base}
-    q, k = rotate(q, **rotary), rotate(k, **rotary)
+    width, base = config.rotary_width, config.rotary_base
+    q = rotate(q, rotary_width=width, rotary_base=base)
+    k = rotate(k, rotary_width=width, rotary_base=base)
     output = masked_softmax_attention(q, k, v, document_ids_BT)
     return output.flatten(2) @ weights[prefix + "linear_proj.weight"].T
 

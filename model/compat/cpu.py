@@ -148,7 +148,7 @@ def _patch_tensors() -> None:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign, return-value]
-    torch.Tensor.record_stream = lambda self, _: None  # type: ignore[method-assign]
+    torch.Tensor.record_stream = lambda self, _: None  # type: ignore[method-assign, assignment]
     torch.cuda.nvtx.range_push = lambda *_: 0
     torch.cuda.nvtx.range_pop = lambda: 0
 
@@ -163,7 +163,7 @@ def _patch_type_names() -> None:
             return answer.replace("torch.", "torch.cuda.", 1)
         return answer
 
-    torch.Tensor.type = type_name  # type: ignore[method-assign]
+    torch.Tensor.type = type_name  # type: ignore[method-assign, assignment]
 
 
 def _patch_dispatcher() -> None:
@@ -187,7 +187,7 @@ def _patch_compile() -> None:
     def compile_nothing(function: Any = None, **_: Any) -> Any:
         return function if function is not None else compile_nothing
 
-    torch.compile = compile_nothing
+    torch.compile = compile_nothing  # type: ignore[assignment]
 
 
 def install() -> None:
