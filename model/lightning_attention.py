@@ -8,6 +8,7 @@ rotary, no normaliser. Source: 01 report section 2.2 and the released modelling 
 Shape letters: B batch, T tokens, H heads, W head width, N chunks, C tokens per chunk, D hidden.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,10 +47,8 @@ def lightning_attention(
     Returns:
         Output [B, H, T, W] in the type of q, and the fp32 state after the last token.
     """
-    segment = CHUNK_TOKENS * CHUNKS_PER_SEGMENT
     outputs, state, document_before = [], initial_state_BHWW, None
-    for start in range(0, q_BHTW.shape[2], segment):
-        part = slice(start, start + segment)
+    for part in _segments(q_BHTW.shape[2]):
         ids = None if document_ids_BT is None else document_ids_BT[:, part]
         qkv = (q_BHTW[:, :, part], k_BHTW[:, :, part], v_BHTW[:, :, part])
         output, state = _segment(qkv, slopes_H, ids, state, document_before)
@@ -57,6 +56,13 @@ def lightning_attention(
         outputs.append(output)
     assert state is not None
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), state
+
+
+def _segments(length: int) -> list[slice]:
+    """Runs of whole chunks, then what is left as one short chunk: nothing is ever padded."""
+    whole = length - length % CHUNK_TOKENS
+    edges = [*range(0, whole, CHUNK_TOKENS * CHUNKS_PER_SEGMENT), whole, length]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def _segment(
@@ -67,11 +73,9 @@ def _segment(
     document_before_B: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One run of at most CHUNKS_PER_SEGMENT chunks, all chunks at once."""
-    length = qkv[0].shape[2]
-    size = min(CHUNK_TOKENS, length)
-    pad = -length % size
-    q, k, v = (_chunks(x, size, pad) for x in qkv)  # [B, H, N, C, W]
-    ids_BNC = None if ids_BT is None else _chunk_ids(ids_BT, size, pad)
+    size = min(CHUNK_TOKENS, qkv[0].shape[2])
+    q, k, v = (x.unflatten(2, (-1, size)) for x in qkv)  # [B, H, N, C, W]
+    ids_BNC = None if ids_BT is None else ids_BT.unflatten(1, (-1, size))
 
     output = _within_chunks(q, k, v, slopes_H, ids_BNC)
     added_BHNWW = _added_by_chunks(k, v, slopes_H, ids_BNC)
@@ -84,17 +88,7 @@ def _segment(
             previous = _previous_ids(ids_BNC, document_before_B)
             q_start = q_start * (ids_BNC == previous[:, :, None])[:, None, :, :, None]
         output = output + (q_start.float() @ before_BHNWW).to(output.dtype)
-    if pad:
-        # padded keys are zero, but the state has decayed `pad` tokens too far
-        after_BHWW = after_BHWW * torch.exp(slopes_H * pad)[None, :, None, None]
-    return output.flatten(2, 3)[:, :, :length], after_BHWW
-
-
-def _chunks(x_BHTW: Tensor, size: int, pad: int) -> Tensor:
-    if pad:
-        x_BHTW = functional.pad(x_BHTW, (0, 0, 0, pad))
-    batch, heads, length, width = x_BHTW.shape
-    return x_BHTW.view(batch, heads, length // size, size, width)
+    return output.flatten(2, 3), after_BHWW
 
 
 def _added_by_chunks(k: Tensor, v: Tensor, slopes_H: Tensor, ids_BNC: Tensor | None) -> Tensor:
@@ -104,13 +98,6 @@ def _added_by_chunks(k: Tensor, v: Tensor, slopes_H: Tensor, ids_BNC: Tensor | N
         ends_BN = ids_BNC[:, :, -1]
         k_end = k_end * (ids_BNC == ends_BN[:, :, None])[:, None, :, :, None]
     return k_end.float().transpose(-1, -2) @ v.float()
-
-
-def _chunk_ids(ids_BT: Tensor, size: int, pad: int) -> Tensor:
-    """Ids by chunk; padding continues the last document, its keys and values are zero."""
-    if pad:
-        ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, pad)], 1)
-    return ids_BT.view(ids_BT.shape[0], -1, size)
 
 
 def _previous_ids(ids_BNC: Tensor, document_before_B: Tensor | None) -> Tensor:
