@@ -17,8 +17,8 @@ from torch.nn import functional
 def mix_experts(layer: MoELayer, hidden_TBD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
     """Route, run the experts and sum their outputs by probability, [T, B, D].
 
-    Without expert or tensor parallelism nothing has to travel, and gathering rows by expert
-    directly costs half of what Megatron's general dispatcher does on a CPU.
+    Without expert or tensor parallelism nothing has to travel, so rows are gathered by expert
+    directly (0 to 10 % less CPU time than Megatron's general dispatcher at toy size).
     """
     if layer.ep_group.size() > 1 or layer.attn_tp_group.size() > 1:
         mixed, _bias = layer(hidden_TBD, padding_mask=padding_mask)
