@@ -17,6 +17,7 @@ from m1.infra.names import attempt_name, attempt_prefix
 from m1.infra.redact import redact
 from m1.stages.checkpoints import find_resume_point
 from m1.stages.contract import RESULT_NAME, StageResult, StageSpec
+from m1.stages.registry import kind_of
 
 if TYPE_CHECKING:
     from m1.infra.lease import Lease
@@ -93,12 +94,13 @@ def new_attempt(
 def job_request(effects: RunEffects, attempt: Attempt) -> JobRequest:
     """The job of an attempt; its name depends on nothing but the attempt."""
     spec = attempt.spec
+    alone = kind_of(spec.stage).single_process
     return JobRequest(
         name=f"{spec.run}-{spec.stage}-{spec.fingerprint[:8]}-a{spec.fence}",
         module=effects.module,
         arguments=(str(attempt.work_dir / SPEC_NAME),),
-        processes=spec.layout["processes_per_node"],
-        nodes=spec.layout["nodes"],
+        processes=1 if alone else spec.layout["processes_per_node"],
+        nodes=1 if alone else spec.layout["nodes"],
         environment=effects.environment,
         work_dir=attempt.work_dir,
     )

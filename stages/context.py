@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m1.infra.errors import CorruptObjectError, NotFoundError, StoreError
+from m1.infra.launch.stop_signals import EARLY
 from m1.infra.manifest import Commit, ObjectEntry, load_commit
 from m1.infra.names import attempt_prefix, progress_key
 from m1.infra.store.protocol import Store
@@ -41,6 +42,7 @@ class StopRequest:
         """Listen to the signals in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
+        self.is_set |= EARLY.count > 0  # asked while this process was still starting
 
     def _set(self, *_: object) -> None:
         self.is_set = True

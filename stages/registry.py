@@ -31,6 +31,7 @@ class StageKind:
     settings: type[StageSettings]
     gives_weights: bool
     needs_all_weights: bool = False
+    single_process: bool = False  # ranks would do the same work over one another's files
 
     def matches(self, stage: str) -> bool:
         """Whether `stage` is a stage of this kind."""
@@ -45,6 +46,7 @@ KINDS = (
         module="m1.stages.curate",
         settings=CurateSettings,
         gives_weights=False,
+        single_process=True,
     ),
     StageKind(
         name="pretrain",

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from m1.infra.errors import EXIT_PREEMPTED
+from m1.infra.launch.stop_signals import EARLY, StopSignals
+
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -38,7 +41,7 @@ def run_agent(
 
     A stop signal goes to the workers, so the answer is their own exit code.
     """
-    _pass_signals_on(supervisor, grace_seconds)
+    passed_on = _pass_signals_on(supervisor, grace_seconds)
     import gc
 
     gc.disable()  # nothing in an import is garbage, and frozen pages stay shared after the fork
@@ -56,6 +59,8 @@ def run_agent(
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         exit_code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        if exit_code == _TERMINATED and passed_on.count:
+            exit_code = EXIT_PREEMPTED  # it was stopped before it listened: nothing was begun
         sys.stderr.write(f"rank {rank} ended with exit code {exit_code}\n")
         return exit_code
     return 0
@@ -79,11 +84,14 @@ def _launch_config(processes: int, *, forked: bool) -> "LaunchConfig":
     )
 
 
-def _pass_signals_on(supervisor: int, grace_seconds: float) -> None:
+def _pass_signals_on(supervisor: int, grace_seconds: float) -> StopSignals:
+    passed_on = StopSignals()
+
     def kill_workers(_number: int, _frame: FrameType | None) -> None:
         _signal_children(signal.SIGKILL)
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:
+        passed_on.count += 1
         if os.getppid() != supervisor:  # nobody is left to count the time
             signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 0.001))
         if not _signal_children(signal.SIGTERM):
@@ -92,6 +100,7 @@ def _pass_signals_on(supervisor: int, grace_seconds: float) -> None:
     signal.signal(signal.SIGALRM, kill_workers)
     for number in _STOP_SIGNALS:
         signal.signal(number, pass_on)
+    return passed_on
 
 
 def _signal_children(number: signal.Signals) -> int:
@@ -106,7 +115,8 @@ def _signal_children(number: signal.Signals) -> int:
 
 def _run_module(module: str, *arguments: str) -> None:
     """What a forked worker does: `python -m module arguments`."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    EARLY.install((signal.SIGTERM,))
+    for number in (signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.NOTSET)

@@ -12,32 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import psutil
 
+from m1.infra.launch.stop_signals import StopSignals
 from m1.infra.launch.work_files import EXIT_NAME, read_stop_grace, write_exit
 
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36  # orphaned workers become our children, so we can end them
 _POLL_SECONDS = 0.02
 _FAILED = 1
-
-
-class StopSignals:
-    """Remembers SIGTERM and SIGINT instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def install(self) -> None:
-        """Listen from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signals = StopSignals()
-    signals.install()
+    signals.install((signal.SIGTERM, signal.SIGINT))
     supervisor, agent = os.getpid(), os.fork()  # a fork saves the start of a second interpreter
     if agent == 0:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,11 +7,14 @@ import time
 
 import pytest
 
+from m1.flows.attempt import job_request, new_attempt
 from m1.flows.effects import InterruptedRunError
+from m1.flows.stage_plan import plan_stage
 from m1.flows.stage_run import run_stage
 from m1.infra.errors import BadInputError, LeaseError, StageFailedError, UsageError
+from m1.infra.lease import Lease, current_holder
 from m1.infra.manifest import load_commit, verify_objects
-from m1.infra.names import attempts_prefix
+from m1.infra.names import attempts_prefix, lease_key
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,25 @@ def test_a_good_job_is_committed_and_then_skipped(effects, record, store):
     assert outside.reporter.steps
     assert len(attempts(store, "curate")) == 1
     assert not list((outside.work_root / "r1" / "curate").iterdir())
+
+
+def test_a_stage_without_parallel_work_is_one_process_whatever_the_layout(effects, record, store):
+    """Two ranks would write the same files at the same time."""
+    assert record.preset.layout.processes_per_node == 2
+    outside, asked = effects(), {}
+    for stage in ("curate", "pretrain"):
+        plan = plan_stage(store, record, stage)
+        lease = Lease.acquire(
+            store, lease_key("r1", stage), holder=current_holder("test"), clock=outside.clock,
+            term_seconds=60.0,
+        )  # fmt: skip
+        attempt = new_attempt(outside, plan, lease, from_start=False)
+        asked[stage] = job_request(outside, attempt).processes
+        if stage == "curate":
+            lease.release()
+            run_stage(outside, record=record, stage=stage)
+
+    assert asked == {"curate": 1, "pretrain": 2}
 
 
 def test_a_missing_parent_is_named_and_nothing_is_launched(effects, record, store):

@@ -29,8 +29,13 @@ rank = os.environ["RANK"]
 seen = {"arguments": sys.argv, "pid": os.getpid(), "name": __name__}
 seen["world"] = os.environ["WORLD_SIZE"]
 stopped = []
-if mode == "preempt":
+if mode == "slow-start":
+    (work_dir / f"starting-{rank}").touch()
+    time.sleep(1.5 if rank == "1" else 0.0)
+if mode in ("preempt", "slow-start"):
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    from m1.infra.launch.stop_signals import EARLY
+    stopped += [1] * EARLY.count
 if mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seen["child"] = subprocess.Popen(["sleep", "600"], start_new_session=True).pid
@@ -171,6 +176,16 @@ def test_sigterm_reaches_the_worker_and_its_code_arrives(launcher, build, submit
     seen(request)
     os.kill(handle.details["process_id"], signal.SIGTERM)
     assert ended(launcher, handle).exit_code == 75
+
+
+def test_a_stop_that_comes_before_a_rank_listens_is_not_lost(launcher, build, submitted):
+    request = build("slow-start", processes=2)
+    handle = submitted(request)
+    wait_for(lambda: all((request.work_dir / f"starting-{rank}").exists() for rank in (0, 1)))
+    seen(request, 0)
+    assert not (request.work_dir / "seen-1.json").exists()
+    launcher.cancel(handle, grace_seconds=30)
+    assert launcher.poll(handle).exit_code == 75
 
 
 def test_cancel_waits_for_two_ranks_to_stop(launcher, build, submitted):
