@@ -16,6 +16,10 @@ from m1.infra.manifest import Commit
 from m1.infra.store.protocol import Store
 from m1.stages.contract import Progress
 
+#: What the jobs of training stages import, in seconds: a launcher may do it once for all of them.
+PRELOAD = tuple(
+    f"m1.stages.{name}" for name in ("pretrain", "sft", "extend_context", "reinforce", "evaluate")
+)
 WORKER_MODULE = "m1.stages.worker"
 _PASSED_PREFIXES = ("AWS_", "M1_", "OMP_", "MKL_", "NCCL_", "GLOO_", "TORCH", "TRITON_", "CUDA_")
 
@@ -116,6 +120,15 @@ class RunEffects:
     poll_seconds: float = 0.2
     stop_grace_seconds: float = 60.0  # ours: a step and a checkpoint
     lease_term_seconds: float = 60.0
+
+    @contextmanager
+    def warm_launcher(self) -> Iterator[None]:
+        """While the block runs jobs start faster; afterwards the launcher holds nothing."""
+        self.launcher.warm_up(self.environment)
+        try:
+            yield
+        finally:
+            self.launcher.close()
 
 
 def job_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def run_graph(prepared: PreparedRun) -> str:
     prepared.save()
     order = prepared.record.preset.order
     states: dict[str, State[Any]] = {}
-    with prepared.effects.stop.installed():
+    with prepared.effects.stop.installed(), prepared.effects.warm_launcher():
         for name in prepared.stages:
             parents = [states[parent] for parent in parents_of(name, order) if parent in states]
             states[name] = stage_task(prepared, name)(wait_for=parents, return_state=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from m1.flows.accepted import unknown_name
 from m1.flows.effects import (
+    PRELOAD,
     WORKER_MODULE,
     Reporter,
     RunEffects,
@@ -108,7 +109,7 @@ def prepare(parameters: RunParameters) -> PreparedRun:
     store.probe()
     effects = RunEffects(
         store=store,
-        launcher=LocalLauncher(stop_grace_seconds=STOP_GRACE_SECONDS),
+        launcher=LocalLauncher(stop_grace_seconds=STOP_GRACE_SECONDS, preload=PRELOAD),
         work_root=environment.home / "work",
         reporter=surroundings.reporter,
         stop=surroundings.stop,

@@ -84,6 +84,15 @@ class StageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutcome:
+    """What a stage function returns."""
+
+    metrics: Mapping[str, Any]
+    steps: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
     """What the job left in the store; the flow verifies it and turns it into the commit.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from m1.data_recipes.curate import CurateProgress, curate
 from m1.data_recipes.recipe import load_recipe
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import CurateSettings
-from m1.stages.worker import StageOutcome
 
 
 def run(context: StageContext, settings: CurateSettings) -> StageOutcome:

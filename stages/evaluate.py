@@ -13,6 +13,7 @@ from m1.infra.canonical_json import parse_json
 from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import EvaluateSettings, PretrainSettings
 from m1.stages.training.checkpoint_format import load_weights
 from m1.stages.training.evaluation import (
@@ -24,7 +25,6 @@ from m1.stages.training.evaluation import (
     task_accuracy,
 )
 from m1.stages.training.session import MODEL_RECORD, WEIGHTS, open_model, open_tokenizer
-from m1.stages.worker import StageOutcome
 
 NORMAL_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 

@@ -24,10 +24,10 @@ from m1.model.hf_weights import export_hugging_face
 from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel, forward_logits
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import ExportSettings, PretrainSettings
 from m1.stages.training.evaluation import heldout_batches
 from m1.stages.training.session import MODEL_RECORD, open_model
-from m1.stages.worker import StageOutcome
 
 FOLDER = "huggingface"
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.5}  # ours; fp32 measured near 1e-5

@@ -17,6 +17,7 @@ from m1.infra.canonical_json import parse_json
 from m1.model.rotary import set_rotary_base
 from m1.model.spec import HybridModel
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import ExtendSettings, PretrainSettings
 from m1.stages.sft import cold_start_examples
 from m1.stages.training.evaluation import (
@@ -35,7 +36,6 @@ from m1.stages.training.session import (
     open_tokenizer,
 )
 from m1.stages.training.trainer import Trainer
-from m1.stages.worker import StageOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

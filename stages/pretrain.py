@@ -5,12 +5,12 @@ Held-out loss is measured before and after, beside the unigram entropy of the ve
 
 from m1.data_recipes.pack import TokenShards, WindowPlan
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import PretrainSettings
 from m1.stages.training.evaluation import heldout_batches, mean_loss, unigram_entropy
 from m1.stages.training.loop import first_and_last_loss, mean_speed, train
 from m1.stages.training.session import build_options, hand_over_weights, open_model
 from m1.stages.training.trainer import Trainer
-from m1.stages.worker import StageOutcome
 
 
 def run(context: StageContext, settings: PretrainSettings) -> StageOutcome:

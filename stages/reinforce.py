@@ -21,6 +21,7 @@ from m1.infra.errors import PreemptedError
 from m1.model.cispo import ObjectiveSettings, policy_loss
 from m1.model.decode import Decoder
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.rl.curriculum import Curriculum
 from m1.stages.rl.rollout import Group, Prompts, Sample, roll_out, stable_seed
 from m1.stages.settings import ReinforceSettings
@@ -42,7 +43,6 @@ from m1.stages.training.session import (
     open_tokenizer,
 )
 from m1.stages.training.trainer import LossFunction, MicroBatch, StepReport, Trainer
-from m1.stages.worker import StageOutcome
 
 CURRICULUM_FILE = "curriculum.json"
 

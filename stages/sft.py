@@ -20,6 +20,7 @@ from m1.data_recipes.pack import (
 from m1.data_recipes.tasks.families import FAMILIES, Task, answer_of, make_tasks
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.stages.context import StageContext
+from m1.stages.contract import StageOutcome
 from m1.stages.settings import PretrainSettings, SftSettings, TaskMix
 from m1.stages.training.evaluation import TaskAccuracy, accuracy_metrics, task_accuracy
 from m1.stages.training.loop import first_and_last_loss, mean_speed, train
@@ -30,7 +31,6 @@ from m1.stages.training.session import (
     open_tokenizer,
 )
 from m1.stages.training.trainer import Trainer
-from m1.stages.worker import StageOutcome
 
 
 def run(context: StageContext, settings: SftSettings) -> StageOutcome:

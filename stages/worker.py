@@ -14,32 +14,21 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from m1.infra.errors import EXIT_BAD_INPUT, EXIT_OK, M1Error, StageFailedError, UsageError
 from m1.infra.redact import redact
 from m1.infra.store.open_store import open_store
 from m1.stages.context import StageContext
-from m1.stages.contract import RESULT_NAME, StageResult, StageSpec
+from m1.stages.contract import RESULT_NAME, StageOutcome, StageResult, StageSpec
 from m1.stages.registry import kind_of
 from m1.stages.settings import StageSettings
 
 EXIT_UNEXPECTED = 1
 VERSIONED = ("m1-pipeline", "torch", "megatron-core", "sentencepiece", "numpy")
 PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageOutcome:
-    """What a stage function returns."""
-
-    metrics: Mapping[str, Any]
-    steps: int = 0
-    tokens: int = 0
 
 
 class StageModule(Protocol):

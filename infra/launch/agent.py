@@ -1,10 +1,11 @@
 """torchrun's elastic agent, called in-process. Knows nothing of what the workers do.
 
-The same agent as `python -m torch.distributed.run --standalone`, minus one interpreter. Where no
-GPU driver is loaded the workers are forked from it, so torch is imported once and not twice; with
-a GPU they are started as commands, because CUDA does not survive a fork.
+The same agent as `python -m torch.distributed.run --standalone`, minus interpreters. Where no GPU
+driver is loaded the workers are forked from it, so torch is imported once; with a GPU they are
+started as commands, because CUDA does not survive a fork.
 """
 
+import gc
 import logging
 import os
 import runpy
@@ -23,10 +24,11 @@ from m1.infra.launch.stop_signals import EARLY, StopSignals
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
-_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TERMINATED = 128 + signal.SIGTERM
 _FAILED = 1
+LONELY_SECONDS = 2.0  # ours
 
 
 def run_agent(
@@ -42,16 +44,12 @@ def run_agent(
     A stop signal goes to the workers, so the answer is their own exit code.
     """
     passed_on = _pass_signals_on(supervisor, grace_seconds)
-    import gc
-
-    gc.disable()  # nothing in an import is garbage, and frozen pages stay shared after the fork
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    gc.freeze()
-    gc.enable()
+    gc.freeze()  # pages of what was imported stay shared with the workers
     logging.disable(logging.ERROR)  # the worker's own last lines say more than the agent's
-    forked = not any(path.exists() for path in _GPU_DRIVERS)
+    forked = not any(path.exists() for path in GPU_DRIVERS)
     entrypoint = _run_module if forked else sys.executable
     command = (module, *arguments) if forked else ("-u", "-m", module, *arguments)
     try:
@@ -85,12 +83,15 @@ def _launch_config(processes: int, *, forked: bool) -> "LaunchConfig":
 
 
 def _pass_signals_on(supervisor: int, grace_seconds: float) -> StopSignals:
-    passed_on = StopSignals()
+    agent, passed_on = os.getpid(), StopSignals()
 
     def kill_workers(_number: int, _frame: FrameType | None) -> None:
         _signal_children(signal.SIGKILL)
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != agent:  # a worker that has just been forked
+            EARLY.count += 1
+            return
         passed_on.count += 1
         if os.getppid() != supervisor:  # nobody is left to count the time
             signal.setitimer(signal.ITIMER_REAL, max(grace_seconds, 0.001))
@@ -130,3 +131,9 @@ def _run_module(module: str, *arguments: str) -> None:
     except BaseException:  # noqa: BLE001 - as the interpreter itself would
         sys.excepthook(*sys.exc_info())
         sys.exit(_FAILED)
+    finally:
+        # A rank that is done waits for the others. Then SIGTERM means that there are none left;
+        # so may one that came while this rank was starting.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if EARLY.count:
+            signal.setitimer(signal.ITIMER_REAL, LONELY_SECONDS)

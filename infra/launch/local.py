@@ -1,17 +1,26 @@
-"""Jobs on this machine: torchrun below a small supervisor. One node only."""
+"""Jobs on this machine: torchrun below a small supervisor. One node only.
 
+Without a GPU driver the supervisors are forked from a process that has imported torch already
+(fork_server.py); beside a GPU each job is an interpreter of its own.
+"""
+
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from m1.infra.errors import InvalidSettingError
+from m1.infra.launch.agent import GPU_DRIVERS
+from m1.infra.launch.fork_client import ForkServer, server_environment
 from m1.infra.launch.protocol import JobHandle, JobRequest, JobState, JobStatus
+from m1.infra.launch.supervisor import supervisor_arguments
 from m1.infra.launch.work_files import (
     ANSWER_NAMES,
     EXIT_NAME,
@@ -25,16 +34,35 @@ from m1.infra.launch.work_files import (
 from m1.infra.lease import process_start
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_TORCHRUN = ("torch.distributed.elastic.multiprocessing.errors", "torch.distributed.launcher.api")
 _GENERIC_FAILURE = 1
 _MARGIN_SECONDS = 5.0  # ours: the supervisor kills at the end of the grace; then we give up on it
 
 
 class LocalLauncher:
-    """Starts each job in its own session with its own log; a restart can adopt it."""
+    """Starts each job in its own session with its own log; a restart can adopt it.
 
-    def __init__(self, *, stop_grace_seconds: float = 20.0) -> None:
+    Args:
+        stop_grace_seconds: what a job has to stop in when its runner dies.
+        preload: modules that are worth importing before a job needs them.
+    """
+
+    def __init__(self, *, stop_grace_seconds: float = 20.0, preload: Sequence[str] = ()) -> None:
         self._stop_grace_seconds = stop_grace_seconds
+        self._preload = (*_TORCHRUN, *preload)
+        self._server: ForkServer | None = None
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def warm_up(self, environment: Mapping[str, str]) -> None:
+        """Begin to import now what the first job with this environment will need."""
+        if not has_gpu_driver():
+            self._server_for(_job_environment(environment, processes=1))
+
+    def close(self) -> None:
+        """Let go of the fork server; jobs that still run save and stop."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Start torchrun with `request.processes` workers."""
@@ -48,23 +76,48 @@ class LocalLauncher:
         work_dir.mkdir(parents=True, exist_ok=True)
         for name in ANSWER_NAMES:
             (work_dir / name).unlink(missing_ok=True)
-        with (work_dir / LOG_NAME).open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
-                _supervisor(request, work_dir, self._stop_grace_seconds),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_job_environment(request, os.environ),
-                start_new_session=True,
-            )
-        self._children[child.pid] = child
+        environment = _job_environment(request.environment, processes=request.processes)
+        wanted = _supervisor_request(request, work_dir, self._stop_grace_seconds)
+        start = self._spawn if has_gpu_driver() else self._fork
+        process_id = start(wanted, environment)
         details = {
-            "process_id": child.pid,
-            "process_start": process_start(child.pid) or "",
+            "process_id": process_id,
+            "process_start": process_start(process_id) or "",
             "work_dir": str(work_dir),
         }
         write_json(work_dir / HANDLE_NAME, {"name": request.name, "details": details})
         return JobHandle(launcher="local", name=request.name, details=details)
+
+    def _fork(self, wanted: Mapping[str, Any], environment: dict[str, str]) -> int:
+        server = self._server_for(environment)
+        return server.fork({**wanted, "environment": environment})
+
+    def _server_for(self, environment: Mapping[str, str]) -> ForkServer:
+        """The server whose interpreter read the same environment; an older one is let go."""
+        needed = server_environment(environment)
+        if (
+            self._server is None
+            or not self._server.is_alive()
+            or self._server.environment != needed
+        ):
+            self.close()
+            self._server = ForkServer(self._preload, needed)
+        return self._server
+
+    def _spawn(self, wanted: Mapping[str, Any], environment: dict[str, str]) -> int:
+        words = [sys.executable, "-m", "m1.infra.launch.supervisor"]
+        words += supervisor_arguments(wanted, parent=os.getpid())
+        with (Path(wanted["work_dir"]) / LOG_NAME).open("ab") as log:
+            child = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return child.pid
 
     def poll(self, handle: JobHandle) -> JobStatus:
         """RUNNING while the supervisor lives; then the worker's own exit code."""
@@ -103,8 +156,7 @@ class LocalLauncher:
             while self._is_alive(handle) and time.monotonic() < deadline:
                 time.sleep(0.02)
             if self._is_alive(handle):
-                for process in [*supervisor.children(recursive=True), supervisor]:
-                    _kill(process)
+                _kill_all([*supervisor.children(recursive=True), supervisor])
         except psutil.NoSuchProcess:
             return
 
@@ -126,21 +178,31 @@ class LocalLauncher:
         return bool(process_start(process_id) == handle.details["process_start"])
 
 
-def _supervisor(request: JobRequest, work_dir: Path, grace_seconds: float) -> list[str]:
-    command = [sys.executable, "-m", "m1.infra.launch.supervisor", str(work_dir)]
-    command += [str(os.getpid()), str(grace_seconds), str(request.processes)]
-    return [*command, "--", request.module, *request.arguments]
+def has_gpu_driver() -> bool:
+    """Whether jobs must be interpreters of their own: CUDA does not survive a fork."""
+    return any(path.exists() for path in GPU_DRIVERS)
 
 
-def _job_environment(request: JobRequest, environ: Mapping[str, str]) -> dict[str, str]:
-    passed_on = {name: environ[name] for name in _PASSED_ON if name in environ}
-    threads = max(1, (os.cpu_count() or 1) // request.processes)
-    ours = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    return {**ours, **passed_on, **request.environment}
+def _supervisor_request(
+    request: JobRequest, work_dir: Path, grace_seconds: float
+) -> dict[str, Any]:
+    return {
+        "work_dir": str(work_dir),
+        "grace_seconds": grace_seconds,
+        "processes": request.processes,
+        "module": request.module,
+        "arguments": list(request.arguments),
+    }
 
 
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
+def _job_environment(ours: Mapping[str, str], *, processes: int) -> dict[str, str]:
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **passed_on, **ours}
+
+
+def _kill_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_MARGIN_SECONDS)

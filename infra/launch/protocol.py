@@ -50,6 +50,10 @@ class JobStatus:
 class Launcher(Protocol):
     """Starts, watches and ends jobs."""
 
+    def warm_up(self, environment: Mapping[str, str]) -> None:
+        """Prepare for jobs with this environment, without waiting; may do nothing."""
+        ...
+
     def submit(self, request: JobRequest) -> JobHandle:
         """Start a job."""
         ...
@@ -68,4 +72,8 @@ class Launcher(Protocol):
 
     def adopt(self, request: JobRequest) -> JobHandle | None:
         """The live job of this request, if there is one."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the launcher itself holds; it may be used again."""
         ...

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
@@ -21,8 +21,15 @@ from m1.infra.launch.work_files import EXIT_NAME, read_stop_grace, write_exit
 
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36  # orphaned workers become our children, so we can end them
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.02
 _FAILED = 1
+
+
+def supervisor_arguments(request: Mapping[str, Any], *, parent: int) -> list[str]:
+    """The words of `main` for a request of the launcher; `parent` is whose death ends the job."""
+    words = [request["work_dir"], str(parent), str(request["grace_seconds"])]
+    return [*words, str(request["processes"]), "--", request["module"], *request["arguments"]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,13 +39,17 @@ def main(arguments: Sequence[str]) -> int:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signals = StopSignals()
-    signals.install((signal.SIGTERM, signal.SIGINT))
+    signals.install(STOP_SIGNALS)
+    # held back around the fork: the agent's copy of these handlers would swallow them
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     supervisor, agent = os.getpid(), os.fork()  # a fork saves the start of a second interpreter
     if agent == 0:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
         _become_agent(supervisor, processes, grace_seconds, arguments[5:])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     # ours: the parent is watched by its number; the kernel's death signal follows the *thread*
     # that started us, and flow tasks run in threads that end early

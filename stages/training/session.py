@@ -41,11 +41,15 @@ def open_model(
 
 
 def _use_all_cores() -> None:
-    """Ranks of one machine share its cores evenly, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
+    """Ranks of one machine share its cores evenly, unless OMP_NUM_THREADS says otherwise.
+
+    Said to torch, because the process that this one was forked from has read the variable already.
+    """
+    if torch.cuda.is_available():
         return
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    share = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
 
 
 def build_options(context: StageContext, settings: TrainSettings) -> BuildOptions:

@@ -12,6 +12,12 @@ class DirectLauncher:
     def __init__(self):
         self._jobs = {}
 
+    def warm_up(self, environment):
+        return
+
+    def close(self):
+        return
+
     def submit(self, request):
         with (request.work_dir / "job.log").open("ab") as log:
             self._jobs[request.name] = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,22 +57,29 @@ def record(store: LocalStore, preset: Preset) -> RunRecord:
 @pytest.fixture
 def effects(
     store: LocalStore, tmp_path: Path, request: pytest.FixtureRequest
-) -> Callable[..., RunEffects]:
+) -> Iterator[Callable[..., RunEffects]]:
     """`effects(pretrain=["crash", "ok"])`: effects whose jobs end as the script says."""
+
+    built: list[RunEffects] = []
 
     def build(**endings: list[str]) -> RunEffects:
         script = {stage.replace("_", "-"): {"endings": e} for stage, e in endings.items()}
-        return RunEffects(
-            store=store,
-            launcher=DirectLauncher() if "direct" in request.fixturenames else LocalLauncher(),
-            work_root=tmp_path / "work",
-            reporter=RecordingReporter(),
-            environment=fake_environment(script),
-            module="fake_worker",
-            poll_seconds=0.05,
+        built.append(
+            RunEffects(
+                store=store,
+                launcher=DirectLauncher() if "direct" in request.fixturenames else LocalLauncher(),
+                work_root=tmp_path / "work",
+                reporter=RecordingReporter(),
+                environment=fake_environment(script),
+                module="fake_worker",
+                poll_seconds=0.05,
+            )
         )
+        return built[-1]
 
-    return build
+    yield build
+    for outside in built:
+        outside.launcher.close()
 
 
 def fake_environment(script: object) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The local launcher: real processes, a real torchrun agent, tiny workers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from m1.infra.errors import InvalidSettingError
+from m1.infra.errors import InvalidSettingError, StageFailedError
 from m1.infra.launch import agent
 from m1.infra.launch.local import LocalLauncher
 from m1.infra.launch.protocol import JobHandle, JobRequest, JobState, JobStatus
@@ -69,17 +70,28 @@ time.sleep(600)
 Build = Callable[..., JobRequest]
 
 
-@pytest.fixture
-def launcher() -> LocalLauncher:
-    return LocalLauncher(stop_grace_seconds=30.0)
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[LocalLauncher]:
+    """One launcher for all tests that need nothing special: it has imported torch already."""
+    launcher = LocalLauncher(stop_grace_seconds=30.0)
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Build:
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    (modules / "tiny_worker.py").write_text(_WORKER)
+def launcher(shared_server: LocalLauncher) -> LocalLauncher:
+    return shared_server
 
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "tiny_worker.py").write_text(_WORKER)
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path: Path, modules: Path) -> Build:
     def request(mode: str, *, processes: int = 1) -> JobRequest:
         work_dir = tmp_path / "work"
         return JobRequest(
@@ -213,17 +225,23 @@ def test_cancel_outlasts_the_grace_the_job_was_started_with(build):
     """The supervisor gives the job what cancel says, and is never shot before it reports."""
     launcher = LocalLauncher(stop_grace_seconds=600.0)
     request = build("deaf")
-    handle = launcher.submit(request)
-    seen(request)
-    launcher.cancel(handle, grace_seconds=0)
-    status = launcher.poll(handle)
+    with contextlib.closing(launcher):
+        handle = launcher.submit(request)
+        seen(request)
+        launcher.cancel(handle, grace_seconds=0)
+        status = launcher.poll(handle)
     assert (status.state, status.exit_code, status.detail) == (JobState.ENDED, 137, "")
 
 
-def test_cancel_before_the_worker_exists_ends_the_job(launcher, build, submitted):
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+def test_cancel_at_any_moment_of_the_start_is_heard(launcher, build, submitted, delay_seconds):
+    """Supervisor, agent and worker each have a moment in which they cannot listen yet."""
     handle = submitted(build("preempt"))
+    time.sleep(delay_seconds)
+    started = time.monotonic()
     launcher.cancel(handle, grace_seconds=30)
     assert launcher.poll(handle).exit_code not in (None, 0)
+    assert time.monotonic() - started < 25, "only the end of the grace stopped it"
 
 
 def test_cancel_of_an_ended_job_does_nothing(launcher, build, submitted):
@@ -324,6 +342,44 @@ def test_secrets_of_our_environment_stay_here(launcher, build, submitted, monkey
     assert handle.details.keys() == {"process_id", "process_start", "work_dir"}
 
 
+def test_what_is_preloaded_is_imported_once_for_all_jobs(build, modules, tmp_path):
+    (modules / "heavy.py").write_text(f"open({str(tmp_path / 'imports')!r}, 'a').write('x')\n")
+    launcher = LocalLauncher(preload=["heavy"])
+    with contextlib.closing(launcher):
+        for code in ("0", "65"):
+            request = build(code)
+            assert ended(launcher, launcher.submit(request)).exit_code == int(code)
+    assert (tmp_path / "imports").read_text() == "x"
+
+
+def test_a_module_that_cannot_be_preloaded_is_named(build):
+    launcher = LocalLauncher(preload=["no_such_module"])
+    with contextlib.closing(launcher), pytest.raises(StageFailedError, match="no_such_module"):
+        launcher.submit(build("0"))
+
+
+def test_a_killed_fork_server_is_replaced_and_its_job_saves_and_stops(build):
+    launcher = LocalLauncher()
+    with contextlib.closing(launcher):
+        request = build("preempt")
+        handle = launcher.submit(request)
+        seen(request)
+        psutil.Process(handle.details["process_id"]).parent().kill()
+        assert ended(launcher, handle).exit_code == 75
+        assert ended(launcher, launcher.submit(build("0"))).exit_code == 0
+
+
+@pytest.mark.parametrize("code", [0, 65])
+def test_beside_a_gpu_driver_jobs_are_interpreters_of_their_own(build, monkeypatch, code):
+    monkeypatch.setattr("m1.infra.launch.local.has_gpu_driver", lambda: True)
+    launcher = LocalLauncher(preload=["no_such_module"])
+    request = build(str(code))
+    launcher.warm_up(request.environment)
+    handle = launcher.submit(request)
+    assert psutil.Process(handle.details["process_id"]).ppid() == os.getpid()
+    assert ended(launcher, handle).exit_code == code
+
+
 @pytest.mark.parametrize(("mode", "exit_code"), [("0", 0), ("65", 65)])
 def test_workers_beside_a_gpu_driver_are_commands(build, monkeypatch, tmp_path, mode, exit_code):
     """CUDA does not survive a fork, so there the agent starts interpreters."""
@@ -332,7 +388,7 @@ def test_workers_beside_a_gpu_driver_are_commands(build, monkeypatch, tmp_path, 
     script = (
         "import sys, pathlib, os\n"
         "from m1.infra.launch import agent\n"
-        "agent._GPU_DRIVERS = (pathlib.Path('/'),)\n"
+        "agent.GPU_DRIVERS = (pathlib.Path('/'),)\n"
         "sys.exit(agent.run_agent(sys.argv[1], sys.argv[2:], processes=1,"
         " supervisor=os.getppid(), grace_seconds=1))\n"
     )
@@ -343,4 +399,4 @@ def test_workers_beside_a_gpu_driver_are_commands(build, monkeypatch, tmp_path, 
     )
     assert done.returncode == exit_code
     assert seen(request)["name"] == "__main__"
-    assert agent._GPU_DRIVERS[0] != Path("/")
+    assert agent.GPU_DRIVERS[0] != Path("/")
