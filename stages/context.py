@@ -184,25 +184,28 @@ class StageContext:
                 self.store.delete(summary.key)
 
     def resume(self) -> tuple[CheckpointRecord, Path] | None:
+        """What this attempt goes on from, as `newest_checkpoint`; None when it starts afresh."""
+        found = self.newest_checkpoint() if self.spec.resume is not None else None
+        if found is not None:
+            record, directory = found
+            self.earlier_seconds = record.seconds
+            if self.is_main:
+                self._carry(directory / "carried", self.outputs)
+            self.barrier()
+        return found
+
+    def newest_checkpoint(self) -> tuple[CheckpointRecord, Path] | None:
         """The newest checkpoint whose every byte is as recorded, as a local directory.
 
         A damaged checkpoint is passed over for the one before it.
         """
-        if self.spec.resume is None:
-            return None
         target = self.scratch / "resume"
         if self.is_main:
+            shutil.rmtree(target, ignore_errors=True)
             self._fetch_resume(target)
         self.barrier()
         body = (target / RECORD_NAME).read_bytes() if (target / RECORD_NAME).exists() else None
-        if body is None:
-            return None
-        record = CheckpointRecord.from_bytes(body)
-        self.earlier_seconds = record.seconds
-        if self.is_main:
-            self._carry(target / "carried", self.outputs)
-        self.barrier()
-        return record, target
+        return None if body is None else (CheckpointRecord.from_bytes(body), target)
 
     @staticmethod
     def _carry(source: Path, target: Path) -> None:

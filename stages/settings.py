@@ -66,6 +66,15 @@ class TrainSettings(StageSettings):
     heldout_tokens: int = Field(
         32_768, ge=256, le=1_000_000_000, description="Held-out tokens evaluated at the ends."
     )
+    spike_nats: float = Field(
+        2.0, gt=0, le=1e6, description="A loss this far above its running median is passed over."
+    )
+    skips_in_a_row: int = Field(
+        3, ge=1, le=1_000_000, description="So many bad batches in a row: back to a checkpoint."
+    )
+    rollbacks_allowed: int = Field(
+        3, ge=0, le=1_000, description="Returns to a checkpoint before the stage fails."
+    )
 
 
 class PretrainSettings(TrainSettings):

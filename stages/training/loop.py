@@ -3,6 +3,8 @@
 A step's batch is a pure function of its number, so the cursor of the data is the step itself.
 """
 
+import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from m1.infra.errors import PreemptedError
 from m1.stages.context import StageContext
 from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
+from m1.stages.training.guard import Guard, Verdict
 from m1.stages.training.schedule import learning_rate
-from m1.stages.training.session import agree, check_batch, data_rank
+from m1.stages.training.session import agree, check_batch, check_finite, data_rank
 from m1.stages.training.trainer import MicroBatch, StepReport, Trainer
 
+GUARD_FILE = "guard.json"
 BatchOf = Callable[[int, int, int], TokenBatch]  # (step, rank, world) -> this rank's windows
 
 
@@ -42,6 +46,7 @@ def resume_training(context: StageContext, trainer: Trainer) -> Cursor:
 def save_checkpoint(context: StageContext, trainer: Trainer, cursor: Cursor) -> None:
     """Write and upload a checkpoint from which `resume_training` goes on exactly."""
     context.report(phase="saving")
+    check_finite(trainer.model)
     save_training(trainer, context.checkpoint_directory(cursor.step) / "state")
     context.commit_checkpoint(cursor.step, cursor.tokens)
     context.report(phase="training")
@@ -70,29 +75,74 @@ def train(
 
     Raises:
         PreemptedError: asked to stop; the step was finished and saved first.
+        StageFailedError: the training went wrong more often than the settings allow.
     """
     count = check_batch(settings)
     rank, world = data_rank()
-    cursor = resume_training(context, trainer)
+    cursor, guard = resume_training(context, trainer), restore_guard(context, settings)
     context.report(phase="training", step=cursor.step, steps=settings.steps)
     while cursor.step < settings.steps:
         started = time.monotonic()
         rate = learning_rate(settings, cursor.step)
-        batches = to_micro_batches(batch_of(cursor.step, rank, world), count)
-        report = trainer.step(batches, learning_rate=rate)
+        number = guard.batch_number(cursor.step, steps=settings.steps)
+        batches = to_micro_batches(batch_of(number, rank, world), count)
+        report = trainer.step(batches, learning_rate=rate, judge=guard.judge)
+        if not report.was_applied:
+            _pass_over(context, trainer, guard, cursor, report)
+            continue
         cursor.step += 1
         cursor.tokens += settings.windows_per_step * settings.window_tokens
         log_step(context, settings, cursor, report, (rate, time.monotonic() - started))
-        _save_or_stop(context, trainer, settings, cursor)
+        _save_or_stop(context, trainer, settings, cursor, guard)
     return cursor
 
 
+def restore_guard(context: StageContext, settings: TrainSettings) -> Guard:
+    """The guard as the checkpoint that this attempt resumed from left it."""
+    guard, stored = Guard.of(settings), context.carried(GUARD_FILE)
+    if stored is not None:
+        guard.restore(json.loads(stored.read_text()))
+    return guard
+
+
+def _pass_over(
+    context: StageContext, trainer: Trainer, guard: Guard, cursor: Cursor, report: StepReport
+) -> None:
+    """Record a bad batch; go back to the last checkpoint if there were too many in a row."""
+    context.metric(
+        event=str(report.verdict),
+        step=cursor.step,
+        bad_loss=finite_or_text(report.loss),
+        bad_gradient_norm=finite_or_text(report.gradient_norm),
+    )
+    if report.verdict is not Verdict.ROLL_BACK:
+        return
+    found = context.newest_checkpoint()
+    step = cursor.step
+    if found is not None:
+        record, directory = found
+        load_training(trainer, directory / "state")
+        cursor.step, cursor.tokens = record.step, record.tokens
+    # Without a checkpoint there is nothing bad in the weights either: only good batches moved them.
+    guard.rolled_back(step=step, back_to=cursor.step)
+
+
+def finite_or_text(value: float) -> float | str:
+    """A number that JSON can hold, or its name."""
+    return value if math.isfinite(value) else str(value)
+
+
 def _save_or_stop(
-    context: StageContext, trainer: Trainer, settings: TrainSettings, cursor: Cursor
+    context: StageContext,
+    trainer: Trainer,
+    settings: TrainSettings,
+    cursor: Cursor,
+    guard: Guard,
 ) -> None:
     stop = agree(context.stop.is_set)
     is_last = cursor.step == settings.steps
     if stop or (cursor.step % settings.checkpoint_every_steps == 0 and not is_last):
+        context.write_output_json(GUARD_FILE, guard.to_json())
         save_checkpoint(context, trainer, cursor)
     if stop:
         raise PreemptedError(f"stopped at step {cursor.step} of {settings.steps}, saved")
@@ -130,8 +180,6 @@ def log_step(
 
 def mean_speed(context: StageContext) -> float:
     """Tokens per second over the middle half of the logged steps (their median)."""
-    import json
-
     path = context.outputs / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     speeds = sorted(json.loads(line).get("tokens_per_second", 0.0) for line in lines)
@@ -140,8 +188,6 @@ def mean_speed(context: StageContext) -> float:
 
 def first_and_last_loss(context: StageContext, window: int = 5) -> tuple[float, float]:
     """Mean training loss over the first and the last few logged steps."""
-    import json
-
     lines = (context.outputs / "metrics.jsonl").read_text().splitlines()
     losses: Sequence[float] = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
     first, last = losses[:window], losses[-window:]

@@ -14,7 +14,7 @@ import torch
 from megatron.core import parallel_state
 
 from m1.data_recipes.tokenizer import Tokenizer
-from m1.infra.errors import BadInputError
+from m1.infra.errors import BadInputError, StageFailedError
 from m1.model.process_groups import process_groups
 from m1.model.spec import BuildOptions, HybridModel, build_model
 from m1.stages.context import StageContext
@@ -72,6 +72,7 @@ def hand_over_weights(
         A digest of all weights: equal digests mean bit-identical training.
     """
     context.report(phase="saving")
+    check_finite(model)
     save_weights(model, context.outputs / WEIGHTS)
     context.write_output_json(
         MODEL_RECORD,
@@ -83,6 +84,17 @@ def hand_over_weights(
     )
     context.barrier()
     return weights_digest(model)
+
+
+def check_finite(model: HybridModel) -> None:
+    """Weights that are not numbers are never written, so they can never be committed.
+
+    Raises:
+        StageFailedError: on every rank, when any rank holds such a weight.
+    """
+    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if agree(bool(bad)):
+        raise StageFailedError(f"weights are not finite: {', '.join(bad) or 'on another rank'}")
 
 
 def weights_digest(model: HybridModel) -> str:

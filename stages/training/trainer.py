@@ -6,9 +6,10 @@ the global batch, whatever the number of ranks and micro batches.
 Shape letters: B windows, T tokens.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import m1.model.compat  # noqa: F401  (patches megatron-core before it is imported)
 
@@ -22,11 +23,13 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from m1.model.spec import HybridModel
 from m1.stages.settings import TrainSettings
+from m1.stages.training.guard import Verdict
 
 MicroBatch = dict[str, Tensor]
 # (log-probabilities [B, T], micro batch) -> (summed loss, further sums to report)
@@ -40,8 +43,27 @@ class StepReport:
     loss: float
     gradient_norm: float
     tokens: int
-    was_applied: bool
+    verdict: Verdict
     sums: dict[str, float]
+
+    @property
+    def was_applied(self) -> bool:
+        """Whether the weights moved."""
+        return self.verdict is Verdict.APPLY
+
+
+class Judge(Protocol):
+    """Decides whether an update may be applied; must say the same on every rank."""
+
+    def __call__(self, *, loss: float, gradient_norm: float) -> Verdict:
+        """The verdict on a batch that gave this loss and gradient norm."""
+        ...
+
+
+def apply_if_finite(*, loss: float, gradient_norm: float) -> Verdict:
+    """The least that any training must ask of an update."""
+    is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+    return Verdict.APPLY if is_finite else Verdict.SKIP
 
 
 def cross_entropy(logprobs_BT: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,24 +111,42 @@ class Trainer:
         *,
         learning_rate: float,
         loss: LossFunction = cross_entropy,
+        judge: Judge = apply_if_finite,
     ) -> StepReport:
-        """Forward, backward and one update over all micro batches of this rank."""
+        """Forward, backward and, if `judge` lets it pass, one update over all micro batches."""
         self.model.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         reports = self._run(micro_batches, loss=loss, forward_only=False)
-        was_applied, gradient_norm, _ = self.optimizer.step()
         sums = _sum_reports(reports)
         tokens = max(sums.pop("tokens"), 1.0)
+        mean_loss = sums.pop("loss") / tokens
+        self.optimizer.prepare_grads()
+        gradient_norm = float(self.optimizer.get_grad_norm() or 0.0)
+        verdict = judge(loss=mean_loss, gradient_norm=gradient_norm)
+        if verdict is Verdict.APPLY:
+            self._apply(gradient_norm)
         return StepReport(
-            loss=sums.pop("loss") / tokens,
-            gradient_norm=float(gradient_norm or 0.0),
+            loss=mean_loss,
+            gradient_norm=gradient_norm,
             tokens=int(tokens),
-            was_applied=bool(was_applied),
+            verdict=verdict,
             sums=sums,
         )
+
+    def _apply(self, gradient_norm: float) -> None:
+        """Clip by the norm of all gradients, then update: Megatron's own step, cut in two."""
+        for optimizer in self.optimizer.chained_optimizers:
+            parameters = optimizer.get_parameters()
+            if parameters:
+                clip_grad_by_total_norm_fp32(
+                    parameters,
+                    max_norm=self.settings.clip_gradient_norm,
+                    total_norm=gradient_norm,
+                )
+        self.optimizer.step_with_ready_grads()
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
