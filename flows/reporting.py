@@ -3,13 +3,22 @@
 Every text is escaped and the plots are inline SVG: the page needs no network and runs no script.
 """
 
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from m1.flows.plots import (
+    StageCurve,
+    accuracy_plot,
+    is_number,
+    loss_plot,
+    pass_plot,
+    position_plot,
+    reinforcement_plot,
+    retrieval_plot,
+    reward_plot,
+)
 from m1.flows.run_record import RunRecord
 from m1.flows.screen import duration, size_words, stage_cells
 from m1.flows.status import run_status
@@ -31,23 +40,6 @@ td,th{border-color:#444}svg{background:#fff}}
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageCurve:
-    """What one stage measured, step by step, as its commit holds it."""
-
-    stage: str
-    lines: tuple[Mapping[str, Any], ...]
-
-    def series(self, name: str, *, against: str) -> tuple[list[float], list[float]]:
-        """The numbers of `name` and where they lie on `against`."""
-        points = [
-            (float(line[against]), float(line[name]))
-            for line in self.lines
-            if _is_number(line.get(name)) and _is_number(line.get(against))
-        ]
-        return [x for x, _ in points], [y for _, y in points]
-
-
 def report_page(store: Store, record: RunRecord) -> str:
     """The whole page as HTML."""
     commits = [load_commit(store, record.run, stage) for stage in record.preset.order]
@@ -58,6 +50,17 @@ def report_page(store: Store, record: RunRecord) -> str:
         _section("Loss against tokens, all stages", loss_plot(curves)),
         _section("Reward per step", reward_plot(curves)),
         _section("Accuracy before and after each stage", accuracy_plot(done)),
+        _section("Loss by position, before and after each extension", position_plot(done)),
+        *[
+            _section(f"Reinforcement: {curve.stage}", reinforcement_plot(curve))
+            for curve in curves
+            if curve.keys("pass_rates")
+        ],
+        _section("pass@k before and after reinforcement", pass_plot(_last(done, "pass_at_k", {}))),
+        _section(
+            "Retrieval by depth and length (percent: exact answers)",
+            retrieval_plot(_last(done, "retrieval", [])),
+        ),
         _section("Metrics", _metrics_table(done)),
         _section("Lineage", _lineage_table(done)),
         _section("Settings", _pre(record.preset.to_document())),
@@ -70,6 +73,12 @@ def report_page(store: Store, record: RunRecord) -> str:
         + "".join(sections)
         + "</body></html>\n"
     )
+
+
+def _last(commits: Sequence[Commit], name: str, default: Any) -> Any:
+    """A metric of the last commit that has it in the form of `default`."""
+    found = [c.metrics[name] for c in commits if isinstance(c.metrics.get(name), type(default))]
+    return found[-1] if found else default
 
 
 def stage_curve(store: Store, commit: Commit) -> StageCurve:
@@ -87,79 +96,6 @@ def stage_curve(store: Store, commit: Commit) -> StageCurve:
     )
 
 
-# ---- plots ---------------------------------------------------------------------------------------
-
-
-def loss_plot(curves: Sequence[StageCurve]) -> str:
-    """All losses on one axis; each stage begins where the one before ended."""
-    offset = 0.0
-    series = []
-    for curve in curves:
-        tokens, losses = curve.series("loss", against="tokens")
-        if tokens:
-            series.append((curve.stage, [offset + x for x in tokens], losses))
-            offset += max(tokens)
-    return line_plot(series, x_label="tokens, all stages", y_label="loss (nats per token)")
-
-
-def reward_plot(curves: Sequence[StageCurve]) -> str:
-    """Mean reward of each rollout batch."""
-    series = [(c.stage, *c.series("reward", against="step")) for c in curves]
-    return line_plot([s for s in series if s[1]], x_label="step", y_label="mean reward")
-
-
-def accuracy_plot(commits: Sequence[Commit]) -> str:
-    """Two bars per stage that measured accuracy before and after."""
-    rows = [
-        (c.stage, float(c.metrics["accuracy_before"]), float(c.metrics["accuracy"]))
-        for c in commits
-        if _is_number(c.metrics.get("accuracy_before")) and _is_number(c.metrics.get("accuracy"))
-    ]
-    if not rows:
-        return "<p>Nothing measured yet.</p>"
-    figure, axes = _figure()
-    places = range(len(rows))
-    axes.bar([x - 0.2 for x in places], [row[1] for row in rows], width=0.4, label="before")
-    axes.bar([x + 0.2 for x in places], [row[2] for row in rows], width=0.4, label="after")
-    axes.set_xticks(list(places), [row[0] for row in rows], rotation=20)
-    axes.set_ylabel("accuracy, sampled")
-    axes.set_ylim(0, 1)
-    axes.legend()
-    return _svg(figure)
-
-
-def line_plot(
-    series: Sequence[tuple[str, list[float], list[float]]], *, x_label: str, y_label: str
-) -> str:
-    """One line per named series, as inline SVG."""
-    if not series:
-        return "<p>Nothing measured yet.</p>"
-    figure, axes = _figure()
-    for name, x, y in series:
-        axes.plot(x, y, label=name, linewidth=1.2)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return _svg(figure)
-
-
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    target = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "m1"}):
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue()[target.getvalue().index("<svg") :]
-
-
 # ---- tables --------------------------------------------------------------------------------------
 
 
@@ -172,7 +108,7 @@ def _metrics_table(commits: Sequence[Commit]) -> str:
         [commit.stage, name, f"{value:.4g}"]
         for commit in commits
         for name, value in sorted(commit.metrics.items())
-        if _is_number(value)
+        if is_number(value)
     ]
     return _table(("stage", "metric", "value"), rows)
 
@@ -215,7 +151,3 @@ def _section(title: str, body: str) -> str:
 
 def _text(value: object) -> str:
     return escape(redact(str(value)))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,10 +1,12 @@
 """Stage evaluate: one table over all stages: held-out loss and accuracy before and after each.
 
 Every parent's committed weights are loaded in run order and measured on the same held-out tokens
-and problems, with pass@k and its confidence interval for the last one.
+and problems; pass@k with its interval before and after reinforcement; retrieval by depth and
+length for the last weights.
 """
 
-import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from m1.data_recipes.pack import TokenBatch, TokenShards
@@ -14,19 +16,31 @@ from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel
 from m1.stages.context import StageContext
 from m1.stages.contract import StageOutcome
+from m1.stages.registry import kind_of
 from m1.stages.settings import EvaluateSettings, PretrainSettings
 from m1.stages.training.checkpoint_format import load_weights
 from m1.stages.training.evaluation import (
+    EVALUATION_SEED,
     accuracy_metrics,
     answer_tasks,
+    gather,
     heldout_batches,
     heldout_tasks,
+    interleave_ranks,
     mean_loss,
     task_accuracy,
 )
-from m1.stages.training.session import MODEL_RECORD, WEIGHTS, open_model, open_tokenizer
+from m1.stages.training.pass_at_k import pass_at_k, powers_of_two
+from m1.stages.training.retrieval import measure_cell
+from m1.stages.training.session import (
+    MODEL_RECORD,
+    WEIGHTS,
+    data_rank,
+    open_model,
+    open_tokenizer,
+)
 
-NORMAL_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the needle: 0 is the window's beginning
 
 
 def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
@@ -34,6 +48,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
     names = [name for name in context.spec.order if name in context.spec.parents]
     names.remove("curate")
     table: dict[str, dict[str, Any]] = {}
+    passes: dict[str, Any] = {}
     with open_model(context, BuildOptions(), weights_of=None) as model:
         tokenizer = open_tokenizer(context)
         heldout = _heldout(context, settings)
@@ -41,8 +56,12 @@ def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
             context.report(phase=f"evaluating {name}", step=index, steps=len(names))
             _load(context, model, name)
             table[name] = _measure(settings, model, tokenizer, heldout)
-        passes = _pass_at_k(settings, model, tokenizer)
+            if name in around_reinforcement(names):
+                passes[name] = _pass_at(settings, model, tokenizer)
+        context.report(phase="retrieval", step=len(names), steps=len(names))
+        grid = _retrieval(context, settings, model, tokenizer)
     context.write_output_json("table.json", table)
+    context.write_output_json("retrieval.json", {"cells": grid})
     last = table[names[-1]]
     return StageOutcome(
         steps=len(names),
@@ -51,8 +70,16 @@ def run(context: StageContext, settings: EvaluateSettings) -> StageOutcome:
             "heldout_loss": last["heldout_loss"],
             "accuracy": last["accuracy"],
             "pass_at_k": passes,
+            "retrieval": grid,
         },
     )
+
+
+def around_reinforcement(names: Sequence[str]) -> set[str]:
+    """The weights that reinforcement started from, and what each of its stages made of them."""
+    after = [index for index, name in enumerate(names) if kind_of(name).name == "reinforce"]
+    before = {names[index - 1] for index in after[:1] if index > 0}
+    return before | {names[index] for index in after}
 
 
 def _heldout(context: StageContext, settings: EvaluateSettings) -> dict[str, list[TokenBatch]]:
@@ -99,33 +126,66 @@ def _measure(
     }
 
 
-def _pass_at_k(
+def _pass_at(
     settings: EvaluateSettings, model: HybridModel, tokenizer: Tokenizer
-) -> dict[str, dict[str, float]]:
-    """Share of held-out problems that one of k samples solves, with a 95 % Wilson interval."""
-    answers = {}
-    for family, mix in settings.tasks.items():
-        tasks = heldout_tasks({family: mix}, settings.problems)
-        solved = [False] * len(tasks)
-        for copy in range(settings.pass_at):
-            done = answer_tasks(
-                model,
-                tokenizer,
-                tasks,
-                temperature=settings.temperature,
-                longest_tokens=settings.evaluation_tokens,
-                copy=1 + copy,
-            )
-            solved = [known or bool(right) for known, (right, _) in zip(solved, done, strict=True)]
-        low, high = wilson_interval(sum(solved), len(solved))
-        answers[family] = {"pass_at_k": sum(solved) / len(solved), "low": low, "high": high}
-    return answers
+) -> dict[str, dict[str, dict[str, float]]]:
+    """pass@1, 2, 4 ... per family on held-out problems, each with its interval."""
+    samples = settings.pass_at
+    tasks = heldout_tasks(settings.tasks, settings.problems)
+    done = answer_tasks(
+        model,
+        tokenizer,
+        tasks * samples,
+        temperature=settings.temperature,
+        longest_tokens=settings.evaluation_tokens,
+        copy=1,
+    )
+    right: dict[str, list[int]] = {family: [] for family in settings.tasks}
+    for index, task in enumerate(tasks):
+        copies = done[index :: len(tasks)]
+        right[task.family].append(sum(correctness == 1.0 for correctness, _ in copies))
+    return {
+        family: {
+            str(k): asdict(pass_at_k(counts, samples=samples, k=k)) for k in powers_of_two(samples)
+        }
+        for family, counts in right.items()
+    }
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson's score interval)."""
-    share, z2 = successes / trials, NORMAL_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    spread = math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    half = NORMAL_95 * spread / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _retrieval(
+    context: StageContext, settings: EvaluateSettings, model: HybridModel, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The grid over lengths and depths, plain and with distractors; ranks share the cells."""
+    shards = TokenShards.open(context.fetch("curate", "shards/"), "heldout")
+    model.eval()
+    wanted = [
+        (length, distractors, depth)
+        for length in settings.needle_lengths
+        for distractors in (0, settings.needle_distractors)
+        for depth in DEPTHS
+    ]
+    haystacks = {
+        length: _haystacks(shards, length, settings.needle_trials)
+        for length in settings.needle_lengths
+    }
+    rank, world = data_rank()
+    own = [
+        measure_cell(
+            model,
+            tokenizer,
+            haystacks[length],
+            depth=depth,
+            distractors=distractors,
+            seed=f"{EVALUATION_SEED}/{length}/{distractors}/{depth}",
+        )
+        for length, distractors, depth in wanted[rank::world]
+    ]
+    return [asdict(cell) for cell in interleave_ranks(gather(own), len(wanted))]
+
+
+def _haystacks(shards: TokenShards, length: int, trials: int) -> list[list[int]]:
+    batches = heldout_batches(
+        shards, weights=PretrainSettings().mixture, window_tokens=length, tokens=length * trials
+    )
+    rows = [row.tolist() for batch in batches for row in batch.tokens_BT[:, :length]]
+    return rows[:trials]

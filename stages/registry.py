@@ -83,7 +83,7 @@ KINDS = (
     StageKind(
         name="evaluate",
         pattern="evaluate",
-        version=1,
+        version=2,
         module="m1.stages.evaluate",
         settings=EvaluateSettings,
         gives_weights=False,

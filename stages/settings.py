@@ -7,7 +7,7 @@ changes how or where a stage runs, never its result.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 WHERE: dict[str, Any] = {"identity": False}
 
@@ -204,7 +204,26 @@ class EvaluateSettings(StageSettings):
     evaluation_tokens: int = Field(
         64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
     )
-    pass_at: int = Field(4, ge=1, le=1024, description="k of pass@k.")
+    pass_at: int = Field(4, ge=1, le=1024, description="Samples per problem: the largest k.")
+    needle_lengths: tuple[int, ...] = Field(
+        (256, 1024),
+        description="Windows in which a hidden fact is asked for; each at least 256 tokens.",
+    )
+    needle_trials: int = Field(2, ge=1, le=10_000, description="Windows per length and depth.")
+    needle_distractors: int = Field(
+        3,
+        ge=1,
+        le=16,
+        description="Further facts under other keys, in the harder half of the grid.",
+    )
+
+    @field_validator("needle_lengths")
+    @classmethod
+    def _long_enough(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 256 <= length <= 16_777_216 for length in lengths):
+            raise ValueError("accepted: lengths of 256 to 16777216 tokens")
+        return lengths
+
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature of pass@k.")
 
 

@@ -72,6 +72,8 @@ SETTINGS = {
     "evaluate.window_tokens": 64,
     "evaluate.problems": 4,
     "evaluate.evaluation_tokens": 32,
+    "evaluate.needle_lengths": "[256]",
+    "evaluate.needle_trials": 1,
     "export.parity_tokens": 64,
 }
 
