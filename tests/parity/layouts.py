@@ -1,0 +1,201 @@
+"""A small hybrid model under any layout: what the parity tests run inside each rank."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from m1.model.config import ModelConfig, ParallelLayout
+from m1.model.context_parallel import gather_window, take_own
+from m1.model.forward import forward_nats
+from m1.model.lightning_attention import lightning_attention
+from m1.model.lightning_context import lightning_over_ranks
+from m1.model.process_groups import process_groups
+from m1.model.softmax_attention import attention_over_ranks
+from m1.model.spec import BuildOptions, build_model
+from m1.stages.settings import TrainSettings
+from m1.stages.training.checkpoint_format import load_training, save_training
+from m1.stages.training.session import data_rank
+from m1.stages.training.trainer import MicroBatch, Trainer
+from tests.parity.ranks import next_port
+
+# six layers, softmax at 2 and 5: four pipeline ranks cannot hold equally many
+SHAPE = ModelConfig(
+    num_layers=6, softmax_every=3, hidden_size=32, num_heads=8, head_width=8,
+    num_key_value_heads=4, num_experts=4, experts_per_token=2, expert_hidden_size=24,
+    vocabulary_size=96, rotary_width=4, rotary_base=100.0,
+)  # fmt: skip
+WINDOW_TOKENS = 64
+WINDOWS = 4
+SETTINGS = TrainSettings(
+    learning_rate=1e-2, clip_gradient_norm=0.5, router_auxiliary_coefficient=0.1
+)
+STEPS = 4
+SAVED_STEPS = 2
+SEED = 7
+
+Curve = list[tuple[float, float]]  # loss and gradient norm of each step
+
+
+def layout(*, ranks: int = 0, **axes: int) -> ParallelLayout:
+    """One node with `ranks` ranks, by default just as many as the axes need."""
+    needed = axes.get("tensor", 1) * axes.get("pipeline", 1) * axes.get("context", 1)
+    return ParallelLayout(processes_per_node=ranks or needed, **axes)
+
+
+def windows_of_step(step: int) -> MicroBatch:
+    """All windows of a step: packed documents of uneven length, some targets masked."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    shape = (WINDOWS, WINDOW_TOKENS)
+    tokens = torch.randint(0, 12, (WINDOWS, WINDOW_TOKENS + 1), generator=generator).cumsum(1)
+    tokens %= SHAPE.vocabulary_size
+    starts = torch.rand(shape, generator=generator) < 0.06
+    starts[0, WINDOW_TOKENS // 2] = True  # a document may begin where a chunk does
+    starts[1] = False  # or fill the window
+    return {
+        "tokens_BT": tokens[:, :-1],
+        "targets_BT": tokens[:, 1:],
+        "document_ids_BT": starts.cumsum(1),
+        "loss_mask_BT": (torch.rand(shape, generator=generator) < 0.8).float(),
+    }
+
+
+def own_micro_batches(step: int) -> list[MicroBatch]:
+    """This data-parallel rank's windows, one per micro batch."""
+    rank, world = data_rank()
+    everything = windows_of_step(step)
+    return [
+        {name: x[row : row + 1].contiguous() for name, x in everything.items()}
+        for row in range(rank, WINDOWS, world)
+    ]
+
+
+def open_trainer(layout: ParallelLayout) -> Trainer:
+    """Model and optimizer of this rank, from the same starting weights under every layout."""
+    options = BuildOptions(
+        rotary_base=SHAPE.rotary_base,
+        window_tokens=WINDOW_TOKENS,
+        router_auxiliary_coefficient=SETTINGS.router_auxiliary_coefficient,
+        seed=SEED,
+    )
+    return Trainer(build_model(SHAPE, layout, options), SETTINGS)
+
+
+def run_steps(trainer: Trainer, first: int, last: int) -> Curve:
+    reports = [
+        trainer.step(own_micro_batches(step), learning_rate=SETTINGS.learning_rate)
+        for step in range(first, last)
+    ]
+    return [(report.loss, report.gradient_norm) for report in reports]
+
+
+def train_and_save(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str, Curve]:
+    """The whole curve under each layout, with a checkpoint after `SAVED_STEPS`."""
+    curves = {}
+    for name, chosen in layouts.items():
+        next_port()
+        with process_groups(chosen, seed=SEED):
+            trainer = open_trainer(chosen)
+            before = run_steps(trainer, 0, SAVED_STEPS)
+            save_training(trainer, directory / name)
+            curves[name] = before + run_steps(trainer, SAVED_STEPS, STEPS)
+    return curves
+
+
+def load_and_train(
+    pairs: Mapping[str, tuple[str, ParallelLayout]], directory: Path
+) -> dict[str, Curve]:
+    """The steps after a checkpoint of another layout, under each layout."""
+    curves = {}
+    for name, (source, chosen) in pairs.items():
+        next_port()
+        with process_groups(chosen, seed=SEED):
+            trainer = open_trainer(chosen)
+            load_training(trainer, directory / source)
+            curves[name] = run_steps(trainer, SAVED_STEPS, STEPS)
+    return curves
+
+
+def measure(layouts: Mapping[str, ParallelLayout]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Nats of every token, and again with every other document of each window rewritten."""
+    answers = {}
+    for name, chosen in layouts.items():
+        next_port()
+        with process_groups(chosen, seed=SEED), torch.no_grad():
+            model = open_trainer(chosen).model.eval()
+            answers[name] = tuple(
+                forward_nats(model, tokens, windows_of_step(0)["document_ids_BT"])
+                for tokens in (next_tokens(), rewritten_tokens())
+            )
+    return answers
+
+
+def next_tokens() -> torch.Tensor:
+    batch = windows_of_step(0)
+    return torch.cat([batch["tokens_BT"], batch["targets_BT"][:, -1:]], 1)
+
+
+def rewritten_tokens() -> torch.Tensor:
+    """Odd documents hold other tokens, even ones what they held."""
+    ids = windows_of_step(0)["document_ids_BT"]
+    whole = torch.cat([ids, ids[:, -1:]], 1)
+    return torch.where(whole % 2 == 1, (next_tokens() + 31) % SHAPE.vocabulary_size, next_tokens())
+
+
+# ---- one attention over context ranks ----------------------------------------------------------
+
+CASES = {
+    "one chunk each": (8, False),
+    "short documents": (152, True),
+    "one long document": (1200, False),
+    "long documents": (2080, True),
+}
+SLOPES_H = torch.tensor([0.7, 0.11, 0.02, 1e-3])
+
+
+def attention_case(length: int, has_documents: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Queries, keys, values and the gradient of the output, [B, T, H, W]; document ids [B, T]."""
+    generator = torch.Generator().manual_seed(length)
+    tensors = [torch.randn(2, length, 4, 8, generator=generator) * 0.5 for _ in range(4)]
+    starts = torch.rand(2, length, generator=generator) < 8 / length
+    starts[0, length // 2] = True
+    return tensors, (starts.cumsum(1) if has_documents else torch.zeros(2, length)).long()
+
+
+def attend_over_ranks(context: int) -> dict[str, list[torch.Tensor]]:
+    """Output and gradients of both attentions in window order, for every case; [T, B, H, W]."""
+    answers = {}
+    next_port()
+    with process_groups(layout(context=context), seed=SEED):
+        group = torch.distributed.group.WORLD
+        for name, (length, has_documents) in CASES.items():
+            tensors, ids = attention_case(length, has_documents)
+            given = ids if has_documents else None
+            for kind in ("lightning", "softmax"):
+                own = [
+                    take_own(x, 1, rank=group.rank(), ranks=context).requires_grad_()
+                    for x in copy.deepcopy(tensors)
+                ]
+                output = _attend(kind, own[:3], given, group)
+                output.backward(own[3].detach())
+                parts = [output.detach(), *(x.grad for x in own[:3])]
+                answers[f"{kind}, {name}"] = [
+                    gather_window(part.transpose(0, 1), group) for part in parts
+                ]
+    return answers
+
+
+def _attend(
+    kind: str,
+    qkv_BTHW: list[torch.Tensor],
+    ids_BT: torch.Tensor | None,
+    group: torch.distributed.ProcessGroup,
+) -> torch.Tensor:
+    if kind == "softmax":
+        q, k, v = (x.transpose(0, 1) for x in qkv_BTHW)
+        return attention_over_ranks((q, k, v), ids_BT, group).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in qkv_BTHW)
+    return lightning_over_ranks(lightning_attention, (q, k, v), SLOPES_H, ids_BT, group).transpose(
+        1, 2
+    )
