@@ -71,11 +71,9 @@ def _through_the_pipeline(model: HybridModel, share: dict[str, Tensor]) -> Tenso
         micro_batch_size=windows,
         forward_only=True,
     )
-    nats: Tensor = (
-        reports[0]["nats"]
-        if reports
-        else torch.empty(windows, length).to(share["tokens_BT"].device)
-    )
+    device = share["tokens_BT"].device
+    nats: Tensor = reports[0]["nats"] if reports else torch.empty(windows, length, device=device)
+    nats = nats.contiguous()  # its memory is what travels, and Megatron's losses are transposed
     torch.distributed.broadcast(
         nats,
         src=parallel_state.get_pipeline_model_parallel_last_rank(),

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.context_parallel import gather_window, take_own
@@ -13,7 +15,7 @@ from m1.model.lightning_attention import lightning_attention
 from m1.model.lightning_context import lightning_over_ranks
 from m1.model.process_groups import process_groups
 from m1.model.softmax_attention import attention_over_ranks
-from m1.model.spec import BuildOptions, build_model
+from m1.model.spec import BuildOptions, HybridModel, build_model
 from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.session import data_rank
@@ -71,15 +73,19 @@ def own_micro_batches(step: int) -> list[MicroBatch]:
     ]
 
 
-def open_trainer(layout: ParallelLayout) -> Trainer:
-    """Model and optimizer of this rank, from the same starting weights under every layout."""
+def open_model(layout: ParallelLayout) -> HybridModel:
+    """The part of this rank, with the same starting weights under every layout."""
     options = BuildOptions(
         rotary_base=SHAPE.rotary_base,
         window_tokens=WINDOW_TOKENS,
         router_auxiliary_coefficient=SETTINGS.router_auxiliary_coefficient,
         seed=SEED,
     )
-    return Trainer(build_model(SHAPE, layout, options), SETTINGS)
+    return build_model(SHAPE, layout, options)
+
+
+def open_trainer(layout: ParallelLayout) -> Trainer:
+    return Trainer(open_model(layout), SETTINGS)
 
 
 def run_steps(trainer: Trainer, first: int, last: int) -> Curve:
@@ -117,17 +123,17 @@ def load_and_train(
     return curves
 
 
-def measure(layouts: Mapping[str, ParallelLayout]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def measure(layouts: Mapping[str, ParallelLayout]) -> dict[str, list[NDArray[Any]]]:
     """Nats of every token, and again with every other document of each window rewritten."""
     answers = {}
     for name, chosen in layouts.items():
         next_port()
         with process_groups(chosen, seed=SEED), torch.no_grad():
-            model = open_trainer(chosen).model.eval()
-            answers[name] = tuple(
-                forward_nats(model, tokens, windows_of_step(0)["document_ids_BT"])
+            model = open_model(chosen).eval()
+            answers[name] = [
+                forward_nats(model, tokens, windows_of_step(0)["document_ids_BT"]).numpy()
                 for tokens in (next_tokens(), rewritten_tokens())
-            )
+            ]
     return answers
 
 
@@ -163,7 +169,7 @@ def attention_case(length: int, has_documents: bool) -> tuple[list[torch.Tensor]
     return tensors, (starts.cumsum(1) if has_documents else torch.zeros(2, length)).long()
 
 
-def attend_over_ranks(context: int) -> dict[str, list[torch.Tensor]]:
+def attend_over_ranks(context: int) -> dict[str, list[NDArray[Any]]]:
     """Output and gradients of both attentions in window order, for every case; [T, B, H, W]."""
     answers = {}
     next_port()
@@ -181,7 +187,7 @@ def attend_over_ranks(context: int) -> dict[str, list[torch.Tensor]]:
                 output.backward(own[3].detach())
                 parts = [output.detach(), *(x.grad for x in own[:3])]
                 answers[f"{kind}, {name}"] = [
-                    gather_window(part.transpose(0, 1), group) for part in parts
+                    gather_window(part.transpose(0, 1), group).numpy() for part in parts
                 ]
     return answers
 

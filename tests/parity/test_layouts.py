@@ -5,9 +5,11 @@ Ranks are real processes over gloo: two rounds of two and of four ranks serve al
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from m1.model.reference import masked_softmax_attention, recurrent_lightning_attention
 from tests.parity.layouts import (
@@ -89,8 +91,8 @@ def moved(curves: object, directory: Path) -> dict[str, Curve]:
 
 
 @pytest.fixture(scope="module")
-def nats() -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+def nats() -> dict[str, list[list[NDArray[Any]]]]:
+    found: dict[str, list[list[NDArray[Any]]]] = {}
     for world in WORLDS:
         chosen = of_world(world)
         answers = on_ranks(world, measure, chosen, groups=len(chosen))
@@ -128,7 +130,7 @@ def test_every_rank_measures_the_nats_of_the_whole_window(nats, name):
 
     for found, _ in nats[name]:
         assert found.shape == expected.shape
-        assert (found - expected).abs().max() < TOLERANCE
+        assert abs(found - expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -138,14 +140,14 @@ def test_a_document_does_not_notice_what_its_neighbours_hold(nats, name):
     # the last target of a document is the first token of the next one
     kept = ~rewritten & (torch.cat([ids[:, 1:], ids[:, -1:]], 1) == ids)
 
-    before, after = nats[name][0]
+    before, after = map(torch.from_numpy, nats[name][0])
 
     assert (before - after)[kept].abs().max() < 1e-6
-    assert (before - after)[rewritten].abs().min() > 0
+    assert (before - after)[rewritten].abs().mean() > 0.1
 
 
 @cache
-def spread_attention(context: int) -> dict[str, list[torch.Tensor]]:
+def spread_attention(context: int) -> dict[str, list[NDArray[Any]]]:
     return on_ranks(context, attend_over_ranks, context, groups=1)[0]
 
 
@@ -170,4 +172,5 @@ def test_attention_over_ranks_and_its_gradients_equal_the_slow_form(kind, case, 
     found = spread_attention(context)[f"{kind}, {case}"]
 
     for ours, theirs in zip(found, whole_attention(kind, case), strict=True):
-        assert (ours - theirs).abs().max() < TOLERANCE * max(1.0, theirs.abs().max())
+        error = (torch.from_numpy(ours) - theirs).abs().max()
+        assert error < TOLERANCE * max(1.0, theirs.abs().max())
