@@ -31,6 +31,7 @@ from torch import Tensor
 
 from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.experts import GroupedExperts
+from m1.model.forward import forward_window
 from m1.model.initialisation import initialise
 from m1.model.layout_check import check_layout, check_window
 from m1.model.lightning_attention import LightningAttention
@@ -222,8 +223,11 @@ def build_model(
 
 
 def forward_logits(model: Any, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
-    """Fp32 logits [B, T, V] of one rank that holds the whole model."""
-    batch, length = tokens_BT.shape
-    positions = torch.arange(length, device=tokens_BT.device).expand(batch, -1)
-    logits: Tensor = model(tokens_BT, positions, document_ids_BT)
-    return logits
+    """Fp32 logits [B, T, V], on every rank of the layout."""
+    return forward_window(model, tokens_BT, document_ids_BT)
+
+
+def forward_nats(model: Any, tokens_BT1: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood [B, T] of each next token, given windows of T + 1 tokens."""
+    inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
+    return forward_window(model, inputs, document_ids_BT, targets)

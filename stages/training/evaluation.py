@@ -21,8 +21,7 @@ from m1.data_recipes.pack import TokenBatch, TokenShards, WindowPlan
 from m1.data_recipes.tasks.families import Task, make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.decode import Decoder, Request, Sampling
-from m1.model.forward import forward_nats
-from m1.model.spec import HybridModel
+from m1.model.spec import HybridModel, forward_nats
 from m1.stages.settings import TaskMix
 from m1.stages.training.session import data_rank
 

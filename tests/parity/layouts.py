@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.context_parallel import gather_window, take_own
-from m1.model.forward import forward_nats
 from m1.model.lightning_attention import lightning_attention
 from m1.model.lightning_context import lightning_over_ranks
 from m1.model.process_groups import process_groups
 from m1.model.softmax_attention import attention_over_ranks
-from m1.model.spec import BuildOptions, HybridModel, build_model
+from m1.model.spec import BuildOptions, HybridModel, build_model, forward_logits, forward_nats
 from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.session import data_rank
@@ -124,15 +124,18 @@ def load_and_train(
 
 
 def measure(layouts: Mapping[str, ParallelLayout]) -> dict[str, list[NDArray[Any]]]:
-    """Nats of every token, and again with every other document of each window rewritten."""
+    """Nats of every token, again with every other document rewritten, and those from logits."""
     answers = {}
     for name, chosen in layouts.items():
         next_port()
         with process_groups(chosen, seed=SEED), torch.no_grad():
             model = open_model(chosen).eval()
+            ids, tokens = windows_of_step(0)["document_ids_BT"], next_tokens()
+            logits = forward_logits(model, tokens[:, :-1], ids)
             answers[name] = [
-                forward_nats(model, tokens, windows_of_step(0)["document_ids_BT"]).numpy()
-                for tokens in (next_tokens(), rewritten_tokens())
+                forward_nats(model, tokens, ids).numpy(),
+                forward_nats(model, rewritten_tokens(), ids).numpy(),
+                cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").numpy(),
             ]
     return answers
 
