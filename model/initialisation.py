@@ -60,14 +60,14 @@ def global_named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter
         yield re.sub(r"^decoder\.layers\.(\d+)\.", renumber, name), parameter
 
 
-def _split_axis(parameter: Any) -> int | None:
+def split_axis(parameter: Any) -> int | None:
     """The axis along which tensor-parallel ranks split a parameter; None where each holds all."""
     return getattr(parameter, "partition_dim", None)
 
 
 def _full_shape(model: GPTModel, parameter: nn.Parameter) -> list[int]:
     shape = list(parameter.shape)
-    axis = _split_axis(parameter)
+    axis = split_axis(parameter)
     if axis is not None:
         shape[axis] *= model.config.tensor_model_parallel_size
     if parameter.dim() == 3:
@@ -98,7 +98,7 @@ def _own_part(model: GPTModel, parameter: nn.Parameter, full: Tensor) -> Tensor:
     from megatron.core import parallel_state
 
     part = full
-    axis = _split_axis(parameter)
+    axis = split_axis(parameter)
     if axis is not None:
         rank = parallel_state.get_tensor_model_parallel_rank()
         size = parameter.shape[axis]
