@@ -1,7 +1,9 @@
 """A small hybrid model under any layout: what the parity tests run inside each rank."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from m1.model.lightning_context import lightning_over_ranks
 from m1.model.process_groups import process_groups
 from m1.model.softmax_attention import attention_over_ranks
 from m1.model.spec import BuildOptions, HybridModel, build_model, forward_logits, forward_nats
+from m1.model.whole_weights import whole_weights
 from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.session import data_rank
@@ -96,17 +99,60 @@ def run_steps(trainer: Trainer, first: int, last: int) -> Curve:
     return [(report.loss, report.gradient_norm) for report in reports]
 
 
-def train_and_save(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str, Curve]:
-    """The whole curve under each layout, with a checkpoint after `SAVED_STEPS`."""
-    curves = {}
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What one rank saw under one layout.
+
+    Args:
+        weights_sha256: of the whole starting weights, as decoding and export get them.
+        nats_BT: of every token, before training.
+        rewritten_nats_BT: the same with every other document of each window rewritten.
+        nats_from_logits_BT: the same as `nats_BT`, from gathered logits.
+        curve: of all steps.
+    """
+
+    weights_sha256: str
+    nats_BT: NDArray[Any]
+    rewritten_nats_BT: NDArray[Any]
+    nats_from_logits_BT: NDArray[Any]
+    curve: Curve
+
+
+def examine(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str, Findings]:
+    """Everything about each layout; leaves a checkpoint of `SAVED_STEPS` steps behind."""
+    findings = {}
     for name, chosen in layouts.items():
         next_port()
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
-            before = run_steps(trainer, 0, SAVED_STEPS)
+            before = _measure(trainer.model)
+            curve = run_steps(trainer, 0, SAVED_STEPS)
             save_training(trainer, directory / name)
-            curves[name] = before + run_steps(trainer, SAVED_STEPS, STEPS)
-    return curves
+            curve += run_steps(trainer, SAVED_STEPS, STEPS)
+            findings[name] = Findings(curve=curve, **before)
+    return findings
+
+
+@torch.no_grad()
+def _measure(model: HybridModel) -> dict[str, Any]:
+    model.eval()
+    ids, tokens = windows_of_step(0)["document_ids_BT"], next_tokens()
+    logits = forward_logits(model, tokens[:, :-1], ids)
+    from_logits = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    return {
+        "weights_sha256": _digest(whole_weights(model)),
+        "nats_BT": forward_nats(model, tokens, ids).numpy(),
+        "rewritten_nats_BT": forward_nats(model, rewritten_tokens(), ids).numpy(),
+        "nats_from_logits_BT": from_logits.numpy(),
+    }
+
+
+def _digest(weights: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(weight.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def load_and_train(
@@ -121,23 +167,6 @@ def load_and_train(
             load_training(trainer, directory / source)
             curves[name] = run_steps(trainer, SAVED_STEPS, STEPS)
     return curves
-
-
-def measure(layouts: Mapping[str, ParallelLayout]) -> dict[str, list[NDArray[Any]]]:
-    """Nats of every token, again with every other document rewritten, and those from logits."""
-    answers = {}
-    for name, chosen in layouts.items():
-        next_port()
-        with process_groups(chosen, seed=SEED), torch.no_grad():
-            model = open_model(chosen).eval()
-            ids, tokens = windows_of_step(0)["document_ids_BT"], next_tokens()
-            logits = forward_logits(model, tokens[:, :-1], ids)
-            answers[name] = [
-                forward_nats(model, tokens, ids).numpy(),
-                forward_nats(model, rewritten_tokens(), ids).numpy(),
-                cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").numpy(),
-            ]
-    return answers
 
 
 def next_tokens() -> torch.Tensor:

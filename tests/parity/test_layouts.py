@@ -1,6 +1,6 @@
 """Every parallel layout trains exactly as one rank does, and checkpoints move between layouts.
 
-Ranks are real processes over gloo: two rounds of two and of four ranks serve all tests here.
+Ranks are real processes over gloo, started twice per world size for all tests here.
 """
 
 from functools import cache
@@ -18,12 +18,12 @@ from tests.parity.layouts import (
     SLOPES_H,
     STEPS,
     Curve,
+    Findings,
     attend_over_ranks,
     attention_case,
+    examine,
     layout,
     load_and_train,
-    measure,
-    train_and_save,
     windows_of_step,
 )
 from tests.parity.ranks import on_ranks
@@ -65,20 +65,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def curves(directory: Path) -> dict[str, list[Curve]]:
+def found(directory: Path) -> dict[str, list[Findings]]:
     """Of every rank of every layout."""
-    found: dict[str, list[Curve]] = {}
+    findings: dict[str, list[Findings]] = {}
     for world in WORLDS:
         chosen = of_world(world)
-        answers = on_ranks(world, train_and_save, chosen, directory, groups=len(chosen))
-        found |= {name: [answer[name] for answer in answers] for name in chosen}
-    return found
+        answers = on_ranks(world, examine, chosen, directory, groups=len(chosen))
+        findings |= {name: [answer[name] for answer in answers] for name in chosen}
+    return findings
 
 
 @pytest.fixture(scope="module")
-def moved(curves: object, directory: Path) -> dict[str, Curve]:
+def moved(found: object, directory: Path) -> dict[str, Curve]:
     """Of the layout that a checkpoint was loaded in, by its name."""
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for world in WORLDS:
         pairs = {
             to: (source, LAYOUTS[to])
@@ -86,65 +86,59 @@ def moved(curves: object, directory: Path) -> dict[str, Curve]:
             if LAYOUTS[to].world_size == world
         }
         answers = on_ranks(world, load_and_train, pairs, directory, groups=len(pairs))
-        found |= answers[0]
-    return found
-
-
-@pytest.fixture(scope="module")
-def nats() -> dict[str, list[list[NDArray[Any]]]]:
-    found: dict[str, list[list[NDArray[Any]]]] = {}
-    for world in WORLDS:
-        chosen = of_world(world)
-        answers = on_ranks(world, measure, chosen, groups=len(chosen))
-        found |= {name: [answer[name] for answer in answers] for name in chosen}
-    return found
+        curves |= answers[0]
+    return curves
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_losses_and_gradient_norms_are_those_of_one_rank(curves, name):
-    (expected,) = curves["one"]
+def test_losses_and_gradient_norms_are_those_of_one_rank(found, name):
+    expected = torch.tensor(found["one"][0].curve)
 
-    for found in curves[name]:
-        assert len(found) == STEPS
-        assert torch.tensor(found).sub(torch.tensor(expected)).abs().max() < TOLERANCE
+    for rank in found[name]:
+        assert len(rank.curve) == STEPS
+        assert (torch.tensor(rank.curve) - expected).abs().max() < TOLERANCE
 
 
-def test_one_rank_learns_so_that_equal_curves_say_something(curves):
-    (expected,) = curves["one"]
+def test_one_rank_learns_so_that_equal_curves_say_something(found):
+    losses = [loss for loss, _norm in found["one"][0].curve]
 
-    assert expected[-1][0] < expected[0][0] - 0.1
+    assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_checkpoint_of_another_layout_is_followed_by_the_same_losses(curves, moved, name):
-    (expected,) = curves["one"]
+def test_a_checkpoint_of_another_layout_is_followed_by_the_same_losses(found, moved, name):
+    expected = torch.tensor(found["one"][0].curve[SAVED_STEPS:])
 
-    found = moved[name]
-
-    assert torch.tensor(found).sub(torch.tensor(expected[SAVED_STEPS:])).abs().max() < TOLERANCE
+    assert (torch.tensor(moved[name]) - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_rank_measures_the_whole_window(nats, name):
-    ((expected, _, _),) = nats["one"]
+def test_every_rank_measures_the_whole_window(found, name):
+    expected = found["one"][0].nats_BT
 
-    for direct, _, from_logits in nats[name]:
-        assert direct.shape == from_logits.shape == expected.shape
-        assert abs(direct - expected).max() < TOLERANCE
-        assert abs(from_logits - expected).max() < TOLERANCE
+    for rank in found[name]:
+        assert rank.nats_BT.shape == rank.nats_from_logits_BT.shape == expected.shape
+        assert abs(rank.nats_BT - expected).max() < TOLERANCE
+        assert abs(rank.nats_from_logits_BT - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_rank_can_have_the_whole_model(found, name):
+    assert {rank.weights_sha256 for rank in found[name]} == {found["one"][0].weights_sha256}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_document_does_not_notice_what_its_neighbours_hold(nats, name):
+def test_a_document_does_not_notice_what_its_neighbours_hold(found, name):
     ids = windows_of_step(0)["document_ids_BT"]
     rewritten = ids % 2 == 1
     # the last target of a document is the first token of the next one
     kept = ~rewritten & (torch.cat([ids[:, 1:], ids[:, -1:]], 1) == ids)
 
-    before, after, _ = map(torch.from_numpy, nats[name][0])
+    rank = found[name][0]
 
-    assert (before - after)[kept].abs().max() < 1e-6
-    assert (before - after)[rewritten].abs().mean() > 0.1
+    change = torch.from_numpy(rank.rewritten_nats_BT - rank.nats_BT).abs()
+    assert change[kept].max() < 1e-6
+    assert change[rewritten].mean() > 0.1
 
 
 @cache
