@@ -23,6 +23,7 @@ from m1.flows.accepted import unknown_name, validated
 from m1.infra.errors import InvalidSettingError, UsageError
 from m1.infra.strict_yaml import parse_mapping, parse_yaml
 from m1.model.config import ModelConfig, ParallelLayout
+from m1.model.layout_check import check_layout, check_window
 from m1.stages.registry import DEFAULT_ORDER, KINDS, kind_of
 from m1.stages.settings import StageSettings, TrainSettings
 
@@ -112,7 +113,7 @@ def resolve(name: str, document: Mapping[str, Any]) -> Preset:
     _check_stage_names(_section(document, "stages"), order)
     settings = {stage: _stage_settings(document, stage) for stage in order}
     _check_families(settings)
-    return Preset(
+    preset = Preset(
         name=name,
         description=str(document.get("description", "")),
         seed=_checked_seed(run),
@@ -121,6 +122,16 @@ def resolve(name: str, document: Mapping[str, Any]) -> Preset:
         layout=validated(ParallelLayout, _section(document, "layout"), prefix="layout"),
         settings=settings,
     )
+    _check_layout(preset)
+    return preset
+
+
+def _check_layout(preset: Preset) -> None:
+    """Ranks must be able to share the model, and every training window, evenly."""
+    check_layout(preset.model, preset.layout)
+    for stage, settings in preset.settings.items():
+        if isinstance(settings, TrainSettings):
+            check_window(preset.layout, settings.window_tokens, field=f"{stage}.window_tokens")
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ class GroupedExperts(MegatronModule):
             torch.nn.init.zeros_(weight)  # real values come from m1.model.initialisation
             # always False, or optimizer checkpoints do not move between EP 1 and EP > 1
             weight.allreduce = False  # type: ignore[attr-defined]
+            # tensor ranks share experts as data ranks do: without this mark the gradient norm
+            # takes the shards of all but the first for copies and leaves them out
+            weight.tensor_model_parallel = True  # type: ignore[attr-defined]
 
     def forward(
         self, rows_RD: Tensor, tokens_per_expert: Tensor, probabilities_R: Tensor

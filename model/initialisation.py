@@ -12,6 +12,12 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from torch import Tensor, nn
 
 from m1.model.config import ModelConfig
@@ -21,12 +27,26 @@ GAINED = ("linear_proj", "out_projection", "gate_up_weight", "down_weight")
 
 def initialise(model: GPTModel, config: ModelConfig, *, seed: int) -> None:
     """Overwrite every weight matrix; norm weights stay at one."""
+    _mark_split_weights(model)
     with torch.no_grad():
         for name, parameter in global_named_parameters(model):
             if parameter.dim() > 1:
                 parameter.copy_(
                     _own_part(model, parameter, _draw(name, model, parameter, config, seed))
                 )
+
+
+def _mark_split_weights(model: GPTModel) -> None:
+    """Say along which axis tensor-parallel ranks split a weight.
+
+    Megatron does so only where it also draws the values; without the mark the gradient norm
+    counts one rank's part, and the same numbers would be drawn for every part.
+    """
+    for module in model.modules():
+        if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)):
+            set_tensor_model_parallel_attributes(module.weight, True, 0, 1)
+        elif isinstance(module, RowParallelLinear):
+            set_tensor_model_parallel_attributes(module.weight, True, 1, 1)
 
 
 def global_named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -40,15 +60,16 @@ def global_named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter
         yield re.sub(r"^decoder\.layers\.(\d+)\.", renumber, name), parameter
 
 
-def _partition_dim(parameter: Any) -> int:
-    """The axis along which Megatron splits a tensor-parallel parameter."""
-    return int(parameter.partition_dim)
+def split_axis(parameter: Any) -> int | None:
+    """The axis along which tensor-parallel ranks split a parameter; None where each holds all."""
+    return getattr(parameter, "partition_dim", None)
 
 
 def _full_shape(model: GPTModel, parameter: nn.Parameter) -> list[int]:
     shape = list(parameter.shape)
-    if getattr(parameter, "tensor_model_parallel", False):
-        shape[_partition_dim(parameter)] *= model.config.tensor_model_parallel_size
+    axis = split_axis(parameter)
+    if axis is not None:
+        shape[axis] *= model.config.tensor_model_parallel_size
     if parameter.dim() == 3:
         shape[0] *= model.config.expert_model_parallel_size
     return shape
@@ -77,11 +98,11 @@ def _own_part(model: GPTModel, parameter: nn.Parameter, full: Tensor) -> Tensor:
     from megatron.core import parallel_state
 
     part = full
-    if getattr(parameter, "tensor_model_parallel", False):
+    axis = split_axis(parameter)
+    if axis is not None:
         rank = parallel_state.get_tensor_model_parallel_rank()
-        dim = _partition_dim(parameter)
-        size = parameter.shape[dim]
-        part = part.narrow(dim, rank * size, size)
+        size = parameter.shape[axis]
+        part = part.narrow(axis, rank * size, size)
     if parameter.dim() == 3:
         rank = parallel_state.get_expert_model_parallel_rank()
         part = part.narrow(0, rank * parameter.shape[0], parameter.shape[0])

@@ -19,6 +19,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import functional
 
+from m1.model.lightning_context import lightning_over_ranks
 from m1.model.slopes import slopes
 
 CHUNK_TOKENS = 128  # ours: a window of the toy pretraining is one chunk
@@ -189,6 +190,7 @@ class LightningAttention(MegatronModule):
         self.shape = config.hybrid
         self.layer_number = layer_number
         self.tp_group = pg_collection.tp if pg_collection else None
+        self.cp_group = pg_collection.cp if pg_collection else None
         ranks = config.tensor_model_parallel_size
         self.num_local_heads = self.shape.num_heads // ranks
         width = self.shape.attention_width
@@ -243,19 +245,26 @@ class LightningAttention(MegatronModule):
 
         Args:
             hidden_states: [T, B, D], already normalised.
-            attention_mask: document ids [B, T] or None (see `m1.model.spec`).
+            attention_mask: document ids or None (see `m1.model.spec`).
         """
         qkv, _unused = self.qkv_projection(hidden_states)
         gate, _unused = self.gate_projection(hidden_states)
         length, batch, _width = qkv.shape
         split = qkv.view(length, batch, self.num_local_heads, 3, -1).permute(3, 1, 2, 0, 4)
         q, k, v = functional.silu(split.contiguous()).unbind(0)
-        output, _state = lightning_attention(
-            q, k, v, self._local_slopes(qkv.device), document_ids_BT=attention_mask
-        )
+        output = self._attend((q, k, v), attention_mask)
         flat = output.permute(2, 0, 1, 3).reshape(length, batch, -1)
         projected, _unused = self.out_projection(torch.sigmoid(gate) * self._norm(flat))
         return projected, None
+
+    def _attend(self, qkv: tuple[Tensor, Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+        slopes_H = self._local_slopes(qkv[0].device)
+        if self.cp_group is not None and self.cp_group.size() > 1:
+            return lightning_over_ranks(
+                lightning_attention, qkv, slopes_H, document_ids_BT, self.cp_group
+            )
+        output, _state = lightning_attention(*qkv, slopes_H, document_ids_BT=document_ids_BT)
+        return output
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None

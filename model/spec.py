@@ -1,7 +1,8 @@
 """Builds the hybrid model from megatron-core: configuration, per-layer specs, GPTModel.
 
 Documents: what Megatron calls `attention_mask` carries the document ids [B, T] of a row (or None
-when each row is one document); both layer kinds keep tokens within their document.
+when each row is one document); both layer kinds keep tokens within their document. Under context
+parallelism tokens and positions are this rank's part of the window, document ids the whole of it.
 """
 
 import warnings
@@ -30,9 +31,12 @@ from torch import Tensor
 
 from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.experts import GroupedExperts
+from m1.model.forward import forward_window
 from m1.model.initialisation import initialise
+from m1.model.layout_check import check_layout, check_window
 from m1.model.lightning_attention import LightningAttention
 from m1.model.lm_head import Float32Head, target_logprobs
+from m1.model.pipeline_split import layers_per_rank
 from m1.model.residual import HybridLayer, RootMeanSquareNorm
 from m1.model.softmax_attention import DocumentAttention
 
@@ -58,7 +62,13 @@ class BuildOptions:
 def megatron_config(
     config: ModelConfig, layout: ParallelLayout, options: BuildOptions
 ) -> HybridConfig:
-    """The TransformerConfig that says what our specs need."""
+    """The TransformerConfig that says what our specs need.
+
+    Raises:
+        InvalidSettingError: the ranks cannot share this model, or its window, evenly.
+    """
+    check_layout(config, layout)
+    check_window(layout, options.window_tokens)
     return HybridConfig(
         hybrid=config,
         num_layers=config.num_layers,
@@ -73,8 +83,10 @@ def megatron_config(
         moe_router_pre_softmax=False,  # top-k, then softmax: equal to softmax, top-k, renormalise
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="aux_loss",
-        moe_aux_loss_coeff=options.router_auxiliary_coefficient,
+        # Each tensor and context rank weighs the loss by its own tokens only (megatron-core 0.16.1)
+        moe_aux_loss_coeff=options.router_auxiliary_coefficient * layout.tensor * layout.context,
         moe_token_dispatcher_type="alltoall",  # noqa: S106  (not a password)
+        calculate_per_token_loss=True,  # the router reads it when it is built, not later
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -95,10 +107,24 @@ def megatron_config(
         tensor_model_parallel_size=layout.tensor,
         sequence_parallel=layout.tensor > 1,
         pipeline_model_parallel_size=layout.pipeline,
+        pipeline_model_parallel_layout=_pipeline_layout(config, layout, options),
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=1,
     )
+
+
+def _pipeline_layout(
+    config: ModelConfig, layout: ParallelLayout, options: BuildOptions
+) -> list[list[str]] | None:
+    """Megatron's list of what each pipeline rank holds."""
+    if layout.pipeline == 1:
+        return None
+    counts = layers_per_rank(config, layout.pipeline, window_tokens=options.window_tokens)
+    stages = [["decoder"] * count for count in counts]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
 
 
 def _attention_spec(kind: str) -> ModuleSpec:
@@ -197,16 +223,11 @@ def build_model(
 
 
 def forward_logits(model: Any, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
-    """Fp32 logits [B, T, V] of one rank that holds the whole model."""
-    batch, length = tokens_BT.shape
-    positions = torch.arange(length, device=tokens_BT.device).expand(batch, -1)
-    logits: Tensor = model(tokens_BT, positions, document_ids_BT)
-    return logits
+    """Fp32 logits [B, T, V], on every rank of the layout."""
+    return forward_window(model, tokens_BT, document_ids_BT)
 
 
 def forward_nats(model: Any, tokens_BT1: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
     """Negative log-likelihood [B, T] of each next token, given windows of T + 1 tokens."""
-    inputs, labels = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-    positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-    nats: Tensor = model(inputs, positions, document_ids_BT, labels=labels)
-    return nats
+    inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
+    return forward_window(model, inputs, document_ids_BT, targets)

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from m1.infra.errors import StageFailedError
 from m1.model.hf_weights import export_hugging_face
 from m1.model.rotary import set_rotary_base
 from m1.model.spec import BuildOptions, HybridModel, forward_logits
+from m1.model.whole_weights import whole_weights
 from m1.stages.context import StageContext
 from m1.stages.contract import StageOutcome
 from m1.stages.settings import ExportSettings, PretrainSettings
@@ -42,12 +44,17 @@ def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
         set_rotary_base(model, float(record["rotary_base"]))
         tokenizer = context.fetch("curate", "tokenizer/") / "tokenizer.model"
         shards = context.fetch("curate", "shards/")
-        if not context.is_main:  # one rank holds the whole model; the others have nothing to add
+        tokens_1T = _parity_tokens(settings, shards)
+        ours_TV = _logits(model, tokens_1T)
+        weights = {name: weight.detach() for name, weight in whole_weights(model).items()}
+        if not context.is_main:  # one rank writes; the others have given it all they hold
             return StageOutcome(metrics={})
         folder = context.outputs / FOLDER
-        _write(context, settings, model, folder, (tokenizer, int(record["window_tokens"])))
+        extras = (tokenizer, int(record["window_tokens"]), model.rotary_base)
+        _write(context, settings, weights, folder, extras)
         context.report(phase="comparing")
-        difference = _largest_difference(settings, model, folder, shards)
+        theirs_TV = _logits_of_transformers(folder, tokens_1T[0].tolist())
+        difference = float((ours_TV - theirs_TV).abs().max())
     if not difference <= LARGEST_DIFFERENCE[settings.precision]:  # NaN is a difference too
         raise StageFailedError(f"logits of the exported folder differ by {difference:.2e}")
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -61,18 +68,18 @@ def run(context: StageContext, settings: ExportSettings) -> StageOutcome:
 def _write(
     context: StageContext,
     settings: ExportSettings,
-    model: HybridModel,
+    weights: Mapping[str, torch.Tensor],
     folder: Path,
-    tokenizer_and_window: tuple[Path, int],
+    tokenizer_window_base: tuple[Path, int, float],
 ) -> None:
     context.report(phase="writing")
-    tokenizer, window_tokens = tokenizer_and_window
+    tokenizer, window_tokens, rotary_base = tokenizer_window_base
     export_hugging_face(
-        {name: parameter.detach() for name, parameter in model.named_parameters()},
+        weights,
         context.model,
         folder,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
-        rotary_base=model.rotary_base,
+        rotary_base=rotary_base,
         window_tokens=window_tokens,
         max_shard_bytes=settings.max_shard_bytes,
         stop_token_ids=(Tokenizer.load(tokenizer).end_of_sentence_id,),
@@ -100,22 +107,23 @@ def _write_model_card(context: StageContext, folder: Path) -> None:
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
-@torch.no_grad()
-def _largest_difference(
-    settings: ExportSettings, model: HybridModel, folder: Path, shards: Path
-) -> float:
-    """Largest absolute difference of logits between Megatron and transformers."""
+def _parity_tokens(settings: ExportSettings, shards: Path) -> torch.Tensor:
+    """Held-out token ids [1, T] that both models read."""
     batch = heldout_batches(
         TokenShards.open(shards, "heldout"),
         weights=PretrainSettings().mixture,
         window_tokens=settings.parity_tokens,
         tokens=settings.parity_tokens,
     )[0]
-    tokens_1T = batch.tokens_BT[:1, :-1]
+    return batch.tokens_BT[:1, :-1]
+
+
+@torch.no_grad()
+def _logits(model: HybridModel, tokens_1T: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V] of the Megatron model, in fp32 on the CPU; all ranks take part."""
     model.eval()
-    ours_TV = forward_logits(model, tokens_1T.to(next(model.parameters()).device))[0].float().cpu()
-    theirs_TV = _logits_of_transformers(folder, tokens_1T[0].tolist())
-    return float((ours_TV - theirs_TV).abs().max())
+    logits_1TV = forward_logits(model, tokens_1T.to(next(model.parameters()).device))
+    return logits_1TV[0].float().cpu()
 
 
 def _logits_of_transformers(folder: Path, token_ids: list[int]) -> torch.Tensor:

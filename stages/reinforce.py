@@ -20,6 +20,7 @@ from m1.data_recipes.tokenizer import Tokenizer
 from m1.infra.errors import PreemptedError
 from m1.model.cispo import ObjectiveSettings, policy_loss
 from m1.model.decode import Decoder
+from m1.model.whole_weights import whole_weights
 from m1.stages.context import StageContext
 from m1.stages.contract import StageOutcome
 from m1.stages.rl.curriculum import Curriculum
@@ -52,7 +53,6 @@ def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
     options = build_options(context, settings)
     with open_model(context, options, weights_of=context.weights_parent()) as model:
         tokenizer = open_tokenizer(context)
-        decoder = Decoder(model, context.model, rotary_base=settings.rotary_base)
         curriculum = Curriculum(settings)
 
         def measure() -> dict[str, TaskAccuracy]:
@@ -74,6 +74,8 @@ def run(context: StageContext, settings: ReinforceSettings) -> StageOutcome:
         while cursor.step < settings.steps:
             started = time.monotonic()
             model.eval()
+            weights = whole_weights(model)
+            decoder = Decoder(weights, context.model, rotary_base=settings.rotary_base)
             groups = _sample(decoder, tokenizer, prompts, curriculum, cursor.step)
             sampled = time.monotonic()
             rate = learning_rate(settings, cursor.step)
@@ -122,8 +124,8 @@ def _roll_out_on_all_ranks(
     settings: ReinforceSettings,
     seed: int,
 ) -> list[Group]:
-    """Each data-parallel rank samples its share of the prompts; all of them see all groups."""
-    rank, world = data_rank()
+    """Each rank samples its share of the prompts with the whole model; all see all groups."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = roll_out(
         decoder, tokenizer, tasks[rank::world], settings=settings, seed=stable_seed(seed, rank)
     )

@@ -125,8 +125,9 @@ def _patch_random_state() -> None:
 
     Without it `tracker.fork()` would queue its work for a CUDA start that never comes.
     """
-    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
-    torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
+    for place in (torch.cuda, torch.cuda.random):
+        place.get_rng_state = lambda *_, **__: torch.get_rng_state()  # type: ignore[attr-defined]
+        place.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)  # type: ignore[attr-defined]
     torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     torch.cuda.default_generators = _OneGenerator()  # type: ignore[assignment]
     torch.cuda._lazy_call = lambda call, **_: call()  # type: ignore[assignment]

@@ -22,6 +22,7 @@ from m1.data_recipes.tasks.families import Task, make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.decode import Decoder, Request, Sampling
 from m1.model.spec import HybridModel, forward_nats
+from m1.model.whole_weights import whole_weights
 from m1.stages.settings import TaskMix
 from m1.stages.training.session import data_rank
 
@@ -63,8 +64,10 @@ def loss_by_position(model: HybridModel, batches: Sequence[TokenBatch]) -> Tenso
     device = next(model.parameters()).device
     rank, world = data_rank()
     sums_2T = torch.zeros(2, batches[0].loss_mask_BT.shape[1], dtype=torch.float64, device=device)
-    for batch in batches[rank::world]:
-        tokens, mask = batch.tokens_BT.to(device), batch.loss_mask_BT.to(device)
+    for place in range(rank, rank + len(batches), world):
+        # ranks without a batch left repeat one: where experts are shared nobody may stay away
+        batch, counts = batches[place % len(batches)], float(place < len(batches))
+        tokens, mask = batch.tokens_BT.to(device), counts * batch.loss_mask_BT.to(device)
         nats = forward_nats(model, tokens, batch.document_ids_BT[:, :-1].to(device)) * mask
         sums_2T += torch.stack([nats.double().sum(0), mask.double().sum(0)])
     if world > 1:
@@ -121,9 +124,9 @@ def answer_tasks(
     longest_tokens: int,
     copy: int = 0,
 ) -> list[tuple[float, int]]:
-    """Correctness and length of one answer per problem; data-parallel ranks share the work."""
+    """Correctness and length of one answer per problem; all ranks share the work."""
     model.eval()
-    rank, world = data_rank()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = tasks[rank::world]
     requests = [
         Request(
@@ -134,7 +137,7 @@ def answer_tasks(
         for index, task in enumerate(own)
     ]
     sampling = Sampling(temperature=temperature, stop_token_ids=(tokenizer.end_of_sentence_id,))
-    decoder = Decoder(model, model.config.hybrid, rotary_base=model.rotary_base)
+    decoder = Decoder(whole_weights(model), model.config.hybrid, rotary_base=model.rotary_base)
     answers = [
         (verify(task, parse_response(tokenizer, done.token_ids)).correctness, len(done.token_ids))
         for task, done in zip(own, decoder.generate(requests, sampling), strict=True)
@@ -143,12 +146,9 @@ def answer_tasks(
 
 
 def gather(own: list[T]) -> list[list[T]]:
-    """The lists of all data-parallel ranks, on every rank."""
-    _, world = data_rank()
-    everyone: list[list[T]] = [own] * world
-    if world > 1:
-        group = parallel_state.get_data_parallel_group()
-        torch.distributed.all_gather_object(everyone, own, group=group)
+    """The lists of all ranks, on every rank."""
+    everyone: list[list[T]] = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
     return everyone
 
 

@@ -27,6 +27,8 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from m1.model.context_parallel import own_share
+from m1.model.layout_check import window_unit
 from m1.model.spec import HybridModel
 from m1.stages.settings import TrainSettings
 from m1.stages.training.guard import Verdict
@@ -77,7 +79,6 @@ class Trainer:
     def __init__(self, model: HybridModel, settings: TrainSettings) -> None:
         self.model = model
         self.settings = settings
-        model.config.calculate_per_token_loss = True
         model.config.finalize_model_grads_func = finalize_model_grads
         self.ddp = DistributedDataParallel(
             model.config,
@@ -159,18 +160,31 @@ class Trainer:
     def _run(
         self, micro_batches: Sequence[MicroBatch], *, loss: LossFunction, forward_only: bool
     ) -> list[dict[str, Tensor]]:
-        windows, length = micro_batches[0]["tokens_BT"].shape
+        shares = [self._own_share(batch) for batch in micro_batches]
+        windows, length = shares[0]["tokens_BT"].shape
         run = get_forward_backward_func()
         reports: list[dict[str, Tensor]] = run(
             forward_step_func=_forward_step(loss),
-            data_iterator=iter(micro_batches),
+            data_iterator=iter(shares),
             model=[self.ddp],
-            num_microbatches=len(micro_batches),
-            seq_length=length,
+            num_microbatches=len(shares),
+            seq_length=length * self.model.config.context_parallel_size,
             micro_batch_size=windows,
             forward_only=forward_only,
         )
         return reports
+
+    def _own_share(self, batch: MicroBatch) -> MicroBatch:
+        """This rank's part of the window; the micro batch itself if windows are not shared."""
+        config = self.model.config
+        return own_share(
+            batch,
+            rank=parallel_state.get_context_parallel_rank(),
+            ranks=config.context_parallel_size,
+            unit_tokens=window_unit(
+                tensor=config.tensor_model_parallel_size, context=config.context_parallel_size
+            ),
+        )
 
 
 def _forward_step(loss: LossFunction) -> Callable[[Any, Any], tuple[Tensor, Any]]:
@@ -195,11 +209,25 @@ def _forward_step(loss: LossFunction) -> Callable[[Any, Any], tuple[Tensor, Any]
 
 
 def _sum_reports(reports: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Over micro batches and data-parallel ranks: the largest of `*_max`, the sum of the rest."""
-    return {
-        **_reduce_reports(reports, maxima=False),
-        **_reduce_reports(reports, maxima=True),
-    }
+    """Over micro batches, data and context ranks: the largest of `*_max`, the sum of the rest.
+
+    Only the last pipeline rank has reports; the others learn the sums from it.
+    """
+    sums = [
+        {
+            **_reduce_reports(reports, maxima=False),
+            **_reduce_reports(reports, maxima=True),
+        }
+        if reports
+        else {}
+    ]
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast_object_list(
+            sums,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return sums[0]
 
 
 def _reduce_reports(reports: Sequence[dict[str, Tensor]], *, maxima: bool) -> dict[str, float]:

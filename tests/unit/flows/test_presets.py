@@ -31,6 +31,23 @@ def test_the_full_preset_is_the_released_model_on_512_ranks():
     assert preset.settings["pretrain"].learning_rate == 8e-5
 
 
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["layout.processes_per_node=5", "layout.expert=5"], "layout.expert"),
+        (
+            ["layout.processes_per_node=2", "layout.context=2", "sft.window_tokens=126"],
+            "sft.window_tokens",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_share_the_model_or_a_window_is_refused(overrides, field):
+    with pytest.raises(InvalidSettingError) as refused:
+        load_preset("toy", overrides)
+
+    assert refused.value.field == field
+
+
 def test_overrides_reach_every_section():
     changed = load_preset(
         "toy",
