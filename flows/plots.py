@@ -74,6 +74,21 @@ def position_plot(commits: Sequence[Commit]) -> str:
     return _svg(figure)
 
 
+def layer_norm_plot(curves: Sequence[StageCurve]) -> str:
+    """Gradient norm of every layer over all training steps, as one map (log scale)."""
+    name = "gradient_norm_by_layer"
+    columns = [line[name] for c in curves for line in c.lines if isinstance(line.get(name), list)]
+    if not columns:
+        return NOTHING
+    figure, (axes,) = _figure()
+    by_layer = [[max(float(norm), 1e-9) for norm in layer] for layer in zip(*columns, strict=True)]
+    image = axes.imshow(by_layer, norm="log", aspect="auto", interpolation="nearest")
+    axes.set_xlabel("logged step, all stages")
+    axes.set_ylabel("layer")
+    figure.colorbar(image, ax=axes, label="gradient norm")
+    return _svg(figure)
+
+
 def reinforcement_plot(curve: StageCurve) -> str:
     """One reinforce stage: pass rates and weights per task, lengths, off-policy measures."""
     panels = {

@@ -12,6 +12,7 @@ from m1.flows.plots import (
     StageCurve,
     accuracy_plot,
     is_number,
+    layer_norm_plot,
     loss_plot,
     pass_plot,
     position_plot,
@@ -56,6 +57,7 @@ def report_page(store: Store, record: RunRecord) -> str:
             for curve in curves
             if curve.keys("pass_rates")
         ],
+        _section("Gradient norm by layer", layer_norm_plot(curves)),
         _section("pass@k before and after reinforcement", pass_plot(_last(done, "pass_at_k", {}))),
         _section(
             "Retrieval by depth and length (percent: exact answers)",

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from m1.stages.context import StageContext
 from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.guard import Guard, Verdict
+from m1.stages.training.measures import flops_used, peak_memory_bytes, utilisation
 from m1.stages.training.schedule import learning_rate
 from m1.stages.training.session import agree, check_batch, check_finite, data_rank
 from m1.stages.training.trainer import MicroBatch, StepReport, Trainer
@@ -86,13 +88,18 @@ def train(
         rate = learning_rate(settings, cursor.step)
         number = guard.batch_number(cursor.step, steps=settings.steps)
         batches = to_micro_batches(batch_of(number, rank, world), count)
-        report = trainer.step(batches, learning_rate=rate, judge=guard.judge)
+        report = trainer.step(
+            batches,
+            learning_rate=rate,
+            judge=guard.judge,
+            with_layer_norms=is_logged(settings, cursor.step + 1),
+        )
         if not report.was_applied:
             _pass_over(context, trainer, guard, cursor, report)
             continue
         cursor.step += 1
         cursor.tokens += settings.windows_per_step * settings.window_tokens
-        log_step(context, settings, cursor, report, (rate, time.monotonic() - started))
+        log_step(context, trainer, cursor, report, (rate, time.monotonic() - started))
         _save_or_stop(context, trainer, settings, cursor, guard)
     return cursor
 
@@ -148,15 +155,20 @@ def _save_or_stop(
         raise PreemptedError(f"stopped at step {cursor.step} of {settings.steps}, saved")
 
 
+def is_logged(settings: TrainSettings, step: int) -> bool:
+    """Whether there is a metric line after `step` steps."""
+    return step % settings.log_every_steps == 0 or step == settings.steps
+
+
 def log_step(
     context: StageContext,
-    settings: TrainSettings,
+    trainer: Trainer,
     cursor: Cursor,
     report: StepReport,
     rate_and_seconds: tuple[float, float],
 ) -> None:
-    """One metric line and one heartbeat."""
-    rate, seconds = rate_and_seconds
+    """One heartbeat, and one metric line where it is due."""
+    settings, (rate, seconds) = trainer.settings, rate_and_seconds
     speed = settings.windows_per_step * settings.window_tokens / max(seconds, 1e-9)
     context.report(
         step=cursor.step,
@@ -166,7 +178,7 @@ def log_step(
         eta_seconds=(settings.steps - cursor.step) * seconds,
         loss=report.loss,
     )
-    if cursor.step % settings.log_every_steps == 0 or cursor.step == settings.steps:
+    if is_logged(settings, cursor.step):
         context.metric(
             step=cursor.step,
             tokens=cursor.tokens,
@@ -175,14 +187,40 @@ def log_step(
             gradient_norm=report.gradient_norm,
             seconds=seconds,
             tokens_per_second=speed,
+            **_machine_metrics(context, settings, speed),
+            **_layer_metrics(trainer, report),
         )
+
+
+def _machine_metrics(
+    context: StageContext, settings: TrainSettings, speed: float
+) -> dict[str, float | None]:
+    used = flops_used(context.model, window_tokens=settings.window_tokens, tokens_per_second=speed)
+    return {
+        "flops_per_second": used,
+        "utilisation": utilisation(used),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _layer_metrics(trainer: Trainer, report: StepReport) -> dict[str, Any]:
+    """By global layer: gradient norms, and the busiest expert over the mean."""
+    norms = report.layer_norms
+    assert norms is not None, "asked for with every logged step"
+    return {
+        "gradient_norm_by_layer": [round(norm, 6) for norm in norms.layers],
+        "gradient_norm_embedding": norms.embedding,
+        "gradient_norm_head": norms.head,
+        "expert_load_by_layer": [round(ratio, 4) for ratio in trainer.expert_load.take()],
+    }
 
 
 def mean_speed(context: StageContext) -> float:
     """Tokens per second over the middle half of the logged steps (their median)."""
     path = context.outputs / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    speeds = sorted(json.loads(line).get("tokens_per_second", 0.0) for line in lines)
+    measured = (json.loads(line).get("tokens_per_second") for line in lines)
+    speeds = sorted(speed for speed in measured if speed is not None)
     return speeds[len(speeds) // 2] if speeds else 0.0
 
 

@@ -32,6 +32,7 @@ from m1.model.layout_check import window_unit
 from m1.model.spec import HybridModel
 from m1.stages.settings import TrainSettings
 from m1.stages.training.guard import Verdict
+from m1.stages.training.measures import ExpertLoad, LayerNorms, gradient_norms
 
 MicroBatch = dict[str, Tensor]
 # (log-probabilities [B, T], micro batch) -> (summed loss, further sums to report)
@@ -47,6 +48,7 @@ class StepReport:
     tokens: int
     verdict: Verdict
     sums: dict[str, float]
+    layer_norms: LayerNorms | None = None
 
     @property
     def was_applied(self) -> bool:
@@ -89,6 +91,7 @@ class Trainer:
         )
         self.ddp.broadcast_params()
         self.optimizer = get_megatron_optimizer(self._optimizer_config(), [self.ddp])
+        self.expert_load = ExpertLoad(model)
 
     def _optimizer_config(self) -> OptimizerConfig:
         settings = self.settings
@@ -113,6 +116,7 @@ class Trainer:
         learning_rate: float,
         loss: LossFunction = cross_entropy,
         judge: Judge = apply_if_finite,
+        with_layer_norms: bool = False,
     ) -> StepReport:
         """Forward, backward and, if `judge` lets it pass, one update over all micro batches."""
         self.model.train()
@@ -126,6 +130,8 @@ class Trainer:
         mean_loss = sums.pop("loss") / tokens
         self.optimizer.prepare_grads()
         gradient_norm = float(self.optimizer.get_grad_norm() or 0.0)
+        optimizers = self.optimizer.chained_optimizers
+        layer_norms = gradient_norms(self.model, optimizers) if with_layer_norms else None
         verdict = judge(loss=mean_loss, gradient_norm=gradient_norm)
         if verdict is Verdict.APPLY:
             self._apply(gradient_norm)
@@ -135,6 +141,7 @@ class Trainer:
             tokens=int(tokens),
             verdict=verdict,
             sums=sums,
+            layer_norms=layer_norms,
         )
 
     def _apply(self, gradient_norm: float) -> None:

@@ -9,6 +9,7 @@ from m1.flows.plots import (
     NOTHING,
     StageCurve,
     accuracy_plot,
+    layer_norm_plot,
     loss_plot,
     pass_plot,
     position_plot,
@@ -83,6 +84,14 @@ def test_loss_by_position_is_shown_for_each_stage_that_extended() -> None:
     assert "extend-32k" in shown
     assert "rotary base alone" in shown
     assert shown.index("0-64") < shown.index("64-256") < shown.index("256-1024")
+
+
+def test_gradient_norms_by_layer_are_one_map_over_all_stages() -> None:
+    lines = tuple({"step": n, "gradient_norm_by_layer": [0.1, 0.0, 10.0]} for n in range(3))
+    svg = layer_norm_plot([StageCurve(stage="pretrain", lines=lines), CURVE])
+    assert "gradient norm" in texts(svg)
+    assert "<image" in svg
+    assert layer_norm_plot([CURVE]) == NOTHING
 
 
 def test_pass_at_k_is_shown_with_every_stage_and_family() -> None:

@@ -17,7 +17,7 @@ from m1.model.spec import BuildOptions, HybridModel, build_model
 from m1.stages.context import StageContext
 from m1.stages.contract import StageSpec
 from m1.stages.settings import TrainSettings
-from m1.stages.training.loop import train
+from m1.stages.training.loop import to_micro_batches, train
 from m1.stages.training.session import check_finite, weights_digest
 from m1.stages.training.trainer import Trainer
 
@@ -112,13 +112,7 @@ def test_a_bad_batch_leaves_no_trace_in_the_weights(tmp_path: Path) -> None:
     model, settings = build(), TrainSettings.model_validate(SETTINGS)
     trainer = Trainer(model, settings)
     for number in (0, 1, 2, 4, 5, 0):
-        chosen = batch(number, poisoned=False)
-        trainer.step([{
-            "tokens_BT": chosen.tokens_BT[:, :-1].contiguous(),
-            "targets_BT": chosen.tokens_BT[:, 1:].contiguous(),
-            "document_ids_BT": chosen.document_ids_BT[:, :-1].contiguous(),
-            "loss_mask_BT": chosen.loss_mask_BT,
-        }], learning_rate=1e-2)  # fmt: skip
+        trainer.step(to_micro_batches(batch(number, poisoned=False), 1), learning_rate=1e-2)
 
     assert disturbed.seen == [0, 1, 2, 3, 4, 5, 0]
     assert disturbed.events == ["skip"]
@@ -136,6 +130,35 @@ def test_bad_batches_in_a_row_undo_everything_since_the_checkpoint(tmp_path: Pat
 def test_training_that_never_recovers_fails_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(StageFailedError, match="after 1 returns to a checkpoint"):
         trained(tmp_path, poisoned=frozenset(range(2, 6)), rollbacks_allowed=1)
+
+
+def test_norms_by_layer_add_up_to_the_norm_of_all_gradients() -> None:
+    settings = TrainSettings.model_validate(SETTINGS)
+    trainer = Trainer(build(), settings)
+    batches = to_micro_batches(batch(0, poisoned=False), 1)
+    report = trainer.step(batches, learning_rate=1e-2, with_layer_norms=True)
+
+    norms = report.layer_norms
+    assert norms is not None
+    assert len(norms.layers) == MODEL.num_layers
+    assert min(*norms.layers, norms.embedding, norms.head) > 0
+    squares = sum(norm**2 for norm in (*norms.layers, norms.embedding, norms.head))
+    assert squares**0.5 == pytest.approx(report.gradient_norm, rel=1e-5)
+
+
+def test_expert_load_is_the_busiest_expert_over_the_mean_and_starts_anew_when_taken() -> None:
+    settings = TrainSettings.model_validate(SETTINGS)
+    model = build()
+    trainer, routed = Trainer(model, settings), []
+    model.decoder.layers[1].mlp.router.register_forward_hook(
+        lambda _m, _i, outputs: routed.append(outputs[1].sum(0).double())
+    )
+    batches = to_micro_batches(batch(0, poisoned=False), 2)
+    trainer.step(batches, learning_rate=1e-2)
+
+    counts = torch.stack(routed).sum(0)
+    assert trainer.expert_load.take()[1] == pytest.approx(float(counts.max() / counts.mean()))
+    assert trainer.expert_load.take() == [0.0, 0.0]
 
 
 def test_weights_that_are_not_finite_are_never_written() -> None:
