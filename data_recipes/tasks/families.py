@@ -11,8 +11,17 @@ from m1.data_recipes.chat import Response
 from m1.data_recipes.tasks.folds import FOLDS
 from m1.data_recipes.tasks.instructions import INSTRUCTION_FAMILIES
 from m1.data_recipes.tasks.logic import LOGIC_FAMILIES
-from m1.data_recipes.tasks.maths import MATHS_FAMILIES
-from m1.data_recipes.tasks.task import Domain, Family, Outcome, Problem, Split, Task, Verdict
+from m1.data_recipes.tasks.maths import MATHS_FAMILIES, GivenMaths
+from m1.data_recipes.tasks.task import (
+    Domain,
+    Family,
+    Judge,
+    Outcome,
+    Problem,
+    Split,
+    Task,
+    Verdict,
+)
 from m1.infra.errors import InvalidSettingError
 
 _SPLIT_OF_EIGHTH: tuple[Split, ...] = ("sft",) * 5 + ("reinforce",) * 2 + ("heldout",)
@@ -21,6 +30,9 @@ _EVERY: tuple[Family, ...] = (*FOLDS, *LOGIC_FAMILIES, *MATHS_FAMILIES, *INSTRUC
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _EVERY}
 """Every family by name, as presets and recipes name them."""
+
+JUDGES: dict[str, Judge] = {**FAMILIES, "maths": GivenMaths()}
+"""Who judges a task, by its `family`: the families, and judges of tasks that come from data."""
 
 
 def family_named(name: str) -> Family:
@@ -95,14 +107,16 @@ def verify(task: Task, response: Response) -> Verdict:
     is checked. Every checker is bounded in time and size, whatever the text.
     """
     form = float(response.well_formed)
-    outcome = FAMILIES[task.family].judge(task, response.answer) if form else "fail"
+    outcome = JUDGES[task.family].judge(task, response.answer) if form else "fail"
     return Verdict(outcome=outcome, correctness=float(outcome == "pass"), format=form)
 
 
 __all__ = [
     "FAMILIES",
+    "JUDGES",
     "Domain",
     "Family",
+    "Judge",
     "Outcome",
     "Problem",
     "Split",

@@ -102,9 +102,11 @@ class Instructions(Puzzle):
         example = _following_text(rng)
         chosen: dict[str, tuple[str, str]] = {}
         for rule in rng.sample(RULES, len(RULES)):
-            parameter = rule.read(example, rng)
-            if parameter is not None and rule.group not in chosen and len(chosen) < difficulty:
+            parameter = rule.read(example, rng) if rule.group not in chosen else None
+            if parameter is not None:
                 chosen[rule.group] = (rule.name, parameter)
+            if len(chosen) == difficulty:
+                break
         return cls(topic=rng.choice(_TOPICS), rules=tuple(chosen.values()), example=example)
 
     @property

@@ -56,7 +56,15 @@ class Problem:
     puzzle: str = ""
 
 
-class Family(Protocol):
+class Judge(Protocol):
+    """Says whether an answer to a task is right."""
+
+    def judge(self, task: Task, answer: str) -> Outcome:
+        """The outcome for any text, bounded in time and size."""
+        ...
+
+
+class Family(Judge, Protocol):
     """A kind of problem that can be drawn, solved and checked without end."""
 
     @property
@@ -83,8 +91,4 @@ class Family(Protocol):
 
         Ends with `=` and what the thought arrives at.
         """
-        ...
-
-    def judge(self, task: Task, answer: str) -> Outcome:
-        """Whether `answer` is right; bounded in time and size for any text, never raises."""
         ...
