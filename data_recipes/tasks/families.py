@@ -47,8 +47,12 @@ def family_named(name: str) -> Family:
 
 
 def answer_of(thought: str) -> str:
-    """What a thought arrives at, after its last `=`: what the cold-start sample answers."""
-    return thought.rpartition("=")[2].strip()
+    """What a thought arrives at: what the cold-start sample answers.
+
+    Everything after the last line that begins with `= `, else after the last `=`.
+    """
+    _, mark, answer = thought.rpartition("\n= ")
+    return (answer if mark else thought.rpartition("=")[2]).strip()
 
 
 def split_of(prompt: str) -> Split:

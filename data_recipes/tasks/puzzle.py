@@ -49,7 +49,7 @@ class Puzzle(ABC):
 
     @abstractmethod
     def answer(self) -> str:
-        """One right answer; without `=`, which ends a thought."""
+        """One right answer; no line of it begins with `= `, which ends a thought."""
 
     def accepts(self, text: str) -> bool:
         """Whether `text`, short plain ASCII, solves the puzzle; by default only `answer` does."""

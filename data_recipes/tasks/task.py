@@ -89,6 +89,6 @@ class Family(Judge, Protocol):
     def solution(self, task: Task, rng: random.Random, *, noise: float) -> str:
         """A thought; each written step is spoilt with probability `noise`.
 
-        Ends with `=` and what the thought arrives at.
+        Ends with `=` and what the thought arrives at (see `families.answer_of`).
         """
         ...

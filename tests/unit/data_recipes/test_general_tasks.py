@@ -90,7 +90,7 @@ def test_a_judge_that_prefers_an_answer_is_believed_both_ways_round() -> None:
         return "VERDICT: A" if prompt.index("mine") < prompt.index("The ref") else "VERDICT: B"
 
     assert prefer(judge, PAIR, "mine") == 1
-    assert prefer(lambda prompt: judge(prompt).translate({65: 66, 66: 65}), PAIR, "mine") is None
+    assert prefer(judge, replace(PAIR, reference="mine"), "The reference.") == -1
 
 
 def test_a_judge_that_says_nothing_once_gives_no_preference() -> None:
