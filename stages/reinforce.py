@@ -135,7 +135,9 @@ def _roll_out_on_all_ranks(
 def _passes(groups: Sequence[Group]) -> dict[str, list[float]]:
     passes: dict[str, list[float]] = {}
     for group in groups:
-        passes.setdefault(group.task.family, []).extend(s.correctness for s in group.samples)
+        judged = [s.correctness for s in group.samples if not s.is_masked]
+        if judged:
+            passes.setdefault(group.task.family, []).extend(judged)
     return passes
 
 
@@ -147,7 +149,13 @@ def _update(
 ) -> list[StepReport]:
     """The off-policy updates of one rollout batch, on shuffled samples."""
     rate, seed, step = rate_seed_step
-    samples = [sample for group in groups if group.has_signal for sample in group.samples]
+    samples = [
+        sample
+        for group in groups
+        if group.has_signal
+        for sample in group.samples
+        if not sample.is_masked
+    ]
     if not samples:
         return []
     random.Random(stable_seed(seed, step, 1 << 20)).shuffle(samples)  # noqa: S311
@@ -255,7 +263,8 @@ def _log(
     """One metric line and one heartbeat per rollout batch."""
     cursor, settings = cursor_and_settings
     samples = [sample for group in groups for sample in group.samples]
-    mean_reward = sum(s.reward for s in samples) / len(samples)
+    judged = [sample for sample in samples if not sample.is_masked]
+    mean_reward = sum(s.reward for s in judged) / max(1, len(judged))
     lengths = sorted(len(s.response_token_ids) for s in samples)
     seconds = sum(times)
     speed = sum(lengths) / max(seconds, 1e-9)
@@ -264,7 +273,8 @@ def _log(
         step=cursor.step,
         tokens=cursor.tokens,
         reward=mean_reward,
-        correctness=sum(s.correctness for s in samples) / len(samples),
+        correctness=sum(s.correctness for s in judged) / max(1, len(judged)),
+        masked_share=1.0 - len(judged) / len(samples),
         signal_share=sum(g.has_signal for g in groups) / len(groups),
         updates=len(reports),
         gradient_norm=max((r.gradient_norm for r in reports), default=0.0),

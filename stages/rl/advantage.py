@@ -27,3 +27,16 @@ def group_advantages(rewards: Sequence[float]) -> list[float] | None:
     if deviation < SMALLEST_DEVIATION:
         return None
     return [(r - mean) / deviation for r in rewards]
+
+
+def judged_advantages(verdicts: Sequence[Verdict], rewards: Sequence[float]) -> list[float] | None:
+    """Advantages among the judged samples of a group; a masked one gets 0.0 and moves no baseline.
+
+    None where the judged ones give no signal.
+    """
+    judged = [r for r, verdict in zip(rewards, verdicts, strict=True) if not verdict.is_masked]
+    advantages = group_advantages(judged) if judged else None
+    if advantages is None:
+        return None
+    remaining = iter(advantages)
+    return [0.0 if verdict.is_masked else next(remaining) for verdict in verdicts]

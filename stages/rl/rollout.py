@@ -14,7 +14,7 @@ from m1.data_recipes.chat import parse_response
 from m1.data_recipes.tasks.families import Task, Verdict, make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.decode import Completion, Request, Sampling
-from m1.stages.rl.advantage import group_advantages, reward
+from m1.stages.rl.advantage import judged_advantages, reward
 from m1.stages.rl.curriculum import Curriculum
 from m1.stages.settings import ReinforceSettings
 from m1.stages.training.evaluation import task_prompt
@@ -24,7 +24,7 @@ POOL_PROBLEMS = 2048  # problems per family that prompts are drawn from; every f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One response with everything the update needs."""
+    """One response with everything the update needs; `is_masked`: it could not be judged."""
 
     family: str
     prompt_token_ids: tuple[int, ...]
@@ -35,6 +35,7 @@ class Sample:
     advantage: float
     finish_reason: str
     text: str
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,7 @@ def _group(
         )
         for verdict, c in zip(verdicts, completions, strict=True)
     ]
-    advantages = group_advantages(rewards)
+    advantages = judged_advantages(verdicts, rewards)
     samples = tuple(
         Sample(
             family=task.family,
@@ -159,6 +160,7 @@ def _group(
             advantage=advantages[index] if advantages else 0.0,
             finish_reason=c.finish_reason,
             text=tokenizer.decode(c.token_ids),
+            is_masked=verdicts[index].is_masked,
         )
         for index, c in enumerate(completions)
     )

@@ -13,8 +13,10 @@ from m1.data_recipes.tasks.families import (
     split_of,
     verify,
 )
+from m1.data_recipes.tasks.folds import FOLDS
 from m1.infra.errors import InvalidSettingError
 
+FOLD_NAMES = [family.name for family in FOLDS]
 SPLITS: tuple[Split, ...] = ("sft", "reinforce", "heldout")
 
 
@@ -22,7 +24,7 @@ def _response(answer: str, *, well_formed: bool = True) -> Response:
     return Response(thought="", answer=answer, well_formed=well_formed)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FOLD_NAMES)
 @pytest.mark.parametrize("difficulty", [3, 4, 12])
 def test_solution_without_noise_always_passes(family: str, difficulty: int) -> None:
     for task in make_tasks(family, count=40, difficulty=difficulty, seed=7, split="heldout"):
@@ -33,7 +35,7 @@ def test_solution_without_noise_always_passes(family: str, difficulty: int) -> N
         assert verify(task, _response(answer_of(thought))).outcome == "pass"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FOLD_NAMES)
 def test_noise_spoils_some_answers_and_is_carried_on(family: str) -> None:
     tasks = make_tasks(family, count=200, difficulty=4, seed=7, split="sft")
     rng = random.Random(5)
@@ -58,13 +60,13 @@ def test_examples_of_the_brief() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_are_disjoint_and_repeatable(family: str) -> None:
     made = {
-        split: make_tasks(family, count=256, difficulty=4, seed=2, split=split) for split in SPLITS
+        split: make_tasks(family, count=8, difficulty=4, seed=2, split=split) for split in SPLITS
     }
 
     for split, tasks in made.items():
         assert {split_of(task.prompt) for task in tasks} == {split}
-        assert len({task.id for task in tasks}) == 256
-        assert tasks == make_tasks(family, count=256, difficulty=4, seed=2, split=split)
+        assert len({task.id for task in tasks}) == 8
+        assert tasks == make_tasks(family, count=8, difficulty=4, seed=2, split=split)
 
 
 def test_shares_of_the_splits_are_five_two_one() -> None:
@@ -106,6 +108,21 @@ def test_hostile_answers_fail_cleanly(answer: str) -> None:
     verdict = verify(task, _response(answer))
 
     assert (verdict.outcome, verdict.correctness, verdict.format) == ("fail", 0.0, 1.0)
+
+
+def test_another_seed_draws_other_problems() -> None:
+    for family in FAMILIES:
+        drawn = [
+            {t.prompt for t in make_tasks(family, count=4, difficulty=6, seed=seed, split="sft")}
+            for seed in (1, 2)
+        ]
+
+        assert len(drawn[0] & drawn[1]) < 4, family
+
+
+def test_a_difficulty_out_of_range_is_refused_with_the_range() -> None:
+    with pytest.raises(InvalidSettingError, match="1 to 10 for sudoku"):
+        make_tasks("sudoku", count=1, difficulty=11, seed=1, split="sft")
 
 
 def test_right_answer_in_a_broken_format_fails() -> None:

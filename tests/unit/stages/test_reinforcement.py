@@ -5,7 +5,7 @@ import random
 import pytest
 
 from m1.data_recipes.tasks.families import Verdict
-from m1.stages.rl.advantage import group_advantages, reward
+from m1.stages.rl.advantage import group_advantages, judged_advantages, reward
 from m1.stages.rl.curriculum import FLOOR, Curriculum
 from m1.stages.settings import ReinforceSettings, TaskMix
 
@@ -87,3 +87,18 @@ def test_the_curriculum_survives_a_checkpoint() -> None:
 
     drawn = [c.draw(50, 16, random.Random(5)) for c in (curriculum, restored)]
     assert drawn[0] == drawn[1]
+
+
+def test_a_sample_that_could_not_be_judged_moves_no_baseline_and_gets_no_advantage() -> None:
+    lost = Verdict(outcome="infra_error", correctness=0.0, format=1.0)
+
+    advantages = judged_advantages([PASS, lost, FAIL], [1.1, 0.1, 0.1])
+
+    assert advantages == [pytest.approx(1.0), 0.0, pytest.approx(-1.0)]
+
+
+def test_a_group_that_could_not_be_judged_has_no_signal() -> None:
+    lost = Verdict(outcome="infra_error", correctness=0.0, format=1.0)
+
+    assert judged_advantages([lost, lost], [0.1, 1.1]) is None
+    assert judged_advantages([PASS, lost], [1.1, 0.1]) is None
