@@ -23,7 +23,7 @@ from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.session import data_rank
 from m1.stages.training.trainer import MicroBatch, Trainer
-from tests.parity.ranks import next_port
+from tests.parity.ranks import meet_anew
 
 # six layers, softmax at 2 and 5: four pipeline ranks cannot hold equally many
 SHAPE = ModelConfig(
@@ -122,7 +122,7 @@ def examine(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str,
     """Everything about each layout; leaves a checkpoint of `SAVED_STEPS` steps behind."""
     findings = {}
     for name, chosen in layouts.items():
-        next_port()
+        meet_anew()
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
             before = _measure(trainer.model)
@@ -161,7 +161,7 @@ def load_and_train(
     """The steps after a checkpoint of another layout, under each layout."""
     curves = {}
     for name, (source, chosen) in pairs.items():
-        next_port()
+        meet_anew()
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
             load_training(trainer, directory / source)
@@ -204,7 +204,7 @@ def attention_case(length: int, has_documents: bool) -> tuple[list[torch.Tensor]
 def attend_over_ranks(context: int) -> dict[str, list[NDArray[Any]]]:
     """Output and gradients of both attentions in window order, for every case; [T, B, H, W]."""
     answers = {}
-    next_port()
+    meet_anew()
     with process_groups(layout(context=context), seed=SEED):
         group = torch.distributed.group.WORLD
         for name, (length, has_documents) in CASES.items():

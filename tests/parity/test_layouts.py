@@ -70,7 +70,7 @@ def found(directory: Path) -> dict[str, list[Findings]]:
     findings: dict[str, list[Findings]] = {}
     for world in WORLDS:
         chosen = of_world(world)
-        answers = on_ranks(world, examine, chosen, directory, groups=len(chosen))
+        answers = on_ranks(world, examine, chosen, directory, meetings=len(chosen))
         findings |= {name: [answer[name] for answer in answers] for name in chosen}
     return findings
 
@@ -85,7 +85,7 @@ def moved(found: object, directory: Path) -> dict[str, Curve]:
             for source, to in HANDOVERS.items()
             if LAYOUTS[to].world_size == world
         }
-        answers = on_ranks(world, load_and_train, pairs, directory, groups=len(pairs))
+        answers = on_ranks(world, load_and_train, pairs, directory, meetings=len(pairs))
         curves |= answers[0]
     return curves
 
@@ -143,7 +143,7 @@ def test_a_document_does_not_notice_what_its_neighbours_hold(found, name):
 
 @cache
 def spread_attention(context: int) -> dict[str, list[NDArray[Any]]]:
-    return on_ranks(context, attend_over_ranks, context, groups=1)[0]
+    return on_ranks(context, attend_over_ranks, context)[0]
 
 
 def whole_attention(kind: str, case: str) -> list[torch.Tensor]:
