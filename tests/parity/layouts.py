@@ -32,6 +32,7 @@ SHAPE = ModelConfig(
     vocabulary_size=96, rotary_width=4, rotary_base=100.0,
 )  # fmt: skip
 WINDOW_TOKENS = 64
+ODD_TOKENS = 53
 WINDOWS = 4
 SETTINGS = TrainSettings(
     learning_rate=1e-2, clip_gradient_norm=0.5, router_auxiliary_coefficient=0.1
@@ -66,12 +67,12 @@ def windows_of_step(step: int) -> MicroBatch:
     }
 
 
-def own_micro_batches(step: int) -> list[MicroBatch]:
-    """This data-parallel rank's windows, one per micro batch."""
+def own_micro_batches(step: int, *, tokens: int = WINDOW_TOKENS) -> list[MicroBatch]:
+    """The first tokens of this data-parallel rank's windows, one window per micro batch."""
     rank, world = data_rank()
     everything = windows_of_step(step)
     return [
-        {name: x[row : row + 1].contiguous() for name, x in everything.items()}
+        {name: x[row : row + 1, :tokens].contiguous() for name, x in everything.items()}
         for row in range(rank, WINDOWS, world)
     ]
 
@@ -108,6 +109,7 @@ class Findings:
         nats_BT: of every token, before training.
         rewritten_nats_BT: the same with every other document of each window rewritten.
         nats_from_logits_BT: the same as `nats_BT`, from gathered logits.
+        odd_loss: the trainer's loss of windows whose length no layout divides.
         curve: of all steps.
     """
 
@@ -115,6 +117,7 @@ class Findings:
     nats_BT: NDArray[Any]
     rewritten_nats_BT: NDArray[Any]
     nats_from_logits_BT: NDArray[Any]
+    odd_loss: float
     curve: Curve
 
 
@@ -126,10 +129,11 @@ def examine(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str,
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
             before = _measure(trainer.model)
+            odd_loss = trainer.evaluate(own_micro_batches(0, tokens=ODD_TOKENS))
             curve = run_steps(trainer, 0, SAVED_STEPS)
             save_training(trainer, directory / name)
             curve += run_steps(trainer, SAVED_STEPS, STEPS)
-            findings[name] = Findings(curve=curve, **before)
+            findings[name] = Findings(curve=curve, odd_loss=odd_loss, **before)
     return findings
 
 

@@ -123,6 +123,13 @@ def test_every_rank_measures_the_whole_window(found, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+def test_sequences_of_any_length_are_padded_without_changing_the_loss(found, name):
+    expected = found["one"][0].odd_loss
+
+    assert all(abs(rank.odd_loss - expected) < TOLERANCE for rank in found[name])
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_rank_can_have_the_whole_model(found, name):
     assert {rank.weights_sha256 for rank in found[name]} == {found["one"][0].weights_sha256}
 
