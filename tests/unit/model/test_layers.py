@@ -72,7 +72,8 @@ def test_queries_from_the_middle_of_a_row_attend_as_in_the_whole_row(
     length, start, stop = 2300, 700, 1800
     # half precision on a GPU goes through the flash kernel's own lower-right mask
     kind, tolerance = (torch.bfloat16, 2e-2) if device == "cuda" else (torch.float32, 1e-5)
-    q, k, v = (random(1, heads, length, 16, seed=heads).to(device, kind) for heads in (4, 2, 2))
+    shapes = ((1, heads, length, 16) for heads in (4, 2, 2))
+    q, k, v = (random(*s, seed=n).to(device, kind) for n, s in enumerate(shapes))
     ids = (torch.arange(length, device=device) * documents // length)[None]
 
     whole = document_attention(q, k, v, ids)
