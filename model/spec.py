@@ -33,7 +33,7 @@ from m1.model.config import ModelConfig, ParallelLayout
 from m1.model.experts import GroupedExperts
 from m1.model.forward import forward_window
 from m1.model.initialisation import initialise
-from m1.model.layout_check import check_layout, check_window
+from m1.model.layout_check import check_layout
 from m1.model.lightning_attention import LightningAttention
 from m1.model.lm_head import Float32Head, target_logprobs
 from m1.model.pipeline_split import layers_per_rank
@@ -65,10 +65,9 @@ def megatron_config(
     """The TransformerConfig that says what our specs need.
 
     Raises:
-        InvalidSettingError: the ranks cannot share this model, or its window, evenly.
+        InvalidSettingError: the ranks cannot share this model evenly.
     """
     check_layout(config, layout)
-    check_window(layout, options.window_tokens)
     return HybridConfig(
         hybrid=config,
         num_layers=config.num_layers,

@@ -23,7 +23,7 @@ from m1.stages.settings import TrainSettings
 from m1.stages.training.checkpoint_format import load_training, save_training
 from m1.stages.training.session import data_rank
 from m1.stages.training.trainer import MicroBatch, Trainer
-from tests.parity.ranks import next_port
+from tests.parity.ranks import meet_anew
 
 # six layers, softmax at 2 and 5: four pipeline ranks cannot hold equally many
 SHAPE = ModelConfig(
@@ -32,6 +32,7 @@ SHAPE = ModelConfig(
     vocabulary_size=96, rotary_width=4, rotary_base=100.0,
 )  # fmt: skip
 WINDOW_TOKENS = 64
+ODD_TOKENS = 53
 WINDOWS = 4
 SETTINGS = TrainSettings(
     learning_rate=1e-2, clip_gradient_norm=0.5, router_auxiliary_coefficient=0.1
@@ -66,12 +67,12 @@ def windows_of_step(step: int) -> MicroBatch:
     }
 
 
-def own_micro_batches(step: int) -> list[MicroBatch]:
-    """This data-parallel rank's windows, one per micro batch."""
+def own_micro_batches(step: int, *, tokens: int = WINDOW_TOKENS) -> list[MicroBatch]:
+    """The first tokens of this data-parallel rank's windows, one window per micro batch."""
     rank, world = data_rank()
     everything = windows_of_step(step)
     return [
-        {name: x[row : row + 1].contiguous() for name, x in everything.items()}
+        {name: x[row : row + 1, :tokens].contiguous() for name, x in everything.items()}
         for row in range(rank, WINDOWS, world)
     ]
 
@@ -108,6 +109,7 @@ class Findings:
         nats_BT: of every token, before training.
         rewritten_nats_BT: the same with every other document of each window rewritten.
         nats_from_logits_BT: the same as `nats_BT`, from gathered logits.
+        odd_loss: the trainer's loss of windows whose length no layout divides.
         curve: of all steps.
     """
 
@@ -115,6 +117,7 @@ class Findings:
     nats_BT: NDArray[Any]
     rewritten_nats_BT: NDArray[Any]
     nats_from_logits_BT: NDArray[Any]
+    odd_loss: float
     curve: Curve
 
 
@@ -122,14 +125,15 @@ def examine(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str,
     """Everything about each layout; leaves a checkpoint of `SAVED_STEPS` steps behind."""
     findings = {}
     for name, chosen in layouts.items():
-        next_port()
+        meet_anew()
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
             before = _measure(trainer.model)
+            odd_loss = trainer.evaluate(own_micro_batches(0, tokens=ODD_TOKENS))
             curve = run_steps(trainer, 0, SAVED_STEPS)
             save_training(trainer, directory / name)
             curve += run_steps(trainer, SAVED_STEPS, STEPS)
-            findings[name] = Findings(curve=curve, **before)
+            findings[name] = Findings(curve=curve, odd_loss=odd_loss, **before)
     return findings
 
 
@@ -161,7 +165,7 @@ def load_and_train(
     """The steps after a checkpoint of another layout, under each layout."""
     curves = {}
     for name, (source, chosen) in pairs.items():
-        next_port()
+        meet_anew()
         with process_groups(chosen, seed=SEED):
             trainer = open_trainer(chosen)
             load_training(trainer, directory / source)
@@ -204,7 +208,7 @@ def attention_case(length: int, has_documents: bool) -> tuple[list[torch.Tensor]
 def attend_over_ranks(context: int) -> dict[str, list[NDArray[Any]]]:
     """Output and gradients of both attentions in window order, for every case; [T, B, H, W]."""
     answers = {}
-    next_port()
+    meet_anew()
     with process_groups(layout(context=context), seed=SEED):
         group = torch.distributed.group.WORLD
         for name, (length, has_documents) in CASES.items():

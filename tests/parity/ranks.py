@@ -6,31 +6,33 @@ thread of the test process.
 
 import multiprocessing
 import os
-import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
+import torch
+from torch.distributed import TCPStore
+
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(["m1.stages.training.checkpoint_format"])
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 500
 
 Job = Callable[..., Any]  # runs inside a rank; importable by name
 
 
-def on_ranks(world: int, job: Job, *arguments: Any, groups: int) -> list[Any]:
+def on_ranks(world: int, job: Job, *arguments: Any, meetings: int = 1) -> list[Any]:
     """What `job(*arguments)` returns on each of `world` ranks.
 
     Args:
         world: number of ranks.
         job: a function of a module, called on every rank.
         arguments: the same for all ranks.
-        groups: how often `job` opens process groups; each time gets a port of its own through
-            `next_port`.
+        meetings: how often `job` opens process groups, each time after `meet_anew`.
     """
     answers = START.Queue()
-    ports = _free_ports(groups)
+    stores = [TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) for _ in range(meetings)]
+    ports = [store.port for store in stores]
     ranks = [
         START.Process(target=_rank, args=(rank, world, ports, job, arguments, answers), daemon=True)
         for rank in range(world)
@@ -59,28 +61,18 @@ def _collect(answers: Any, world: int) -> list[tuple[int, Any]]:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+def meet_anew() -> None:
+    """The next process groups find one another in a store of their own.
 
-
-def next_port() -> None:
-    """Meet on a fresh port: the last one may still be held by a slower rank."""
-    ports = os.environ["M1_TEST_PORTS"].split(",")
-    os.environ["MASTER_PORT"] = ports[0]
-    os.environ["M1_TEST_PORTS"] = ",".join(ports[1:])
+    The test process holds the stores, so no port is free for anyone else to take in between.
+    """
+    port, *later = os.environ["M1_TEST_PORTS"].split(",")
+    os.environ.update(MASTER_PORT=port, M1_TEST_PORTS=",".join(later))
 
 
 def _rank(
-    rank: int, world: int, ports: Sequence[int], job: Job, arguments: tuple[Any, ...], answers: Any
+    rank: int, world: int, ports: list[int], job: Job, arguments: tuple[Any, ...], answers: Any
 ) -> None:
-    import torch
-
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -88,6 +80,7 @@ def _rank(
         WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1",
         M1_TEST_PORTS=",".join(map(str, ports)),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     try:
         answers.put((rank, job(*arguments), ""))

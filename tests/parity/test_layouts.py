@@ -70,7 +70,7 @@ def found(directory: Path) -> dict[str, list[Findings]]:
     findings: dict[str, list[Findings]] = {}
     for world in WORLDS:
         chosen = of_world(world)
-        answers = on_ranks(world, examine, chosen, directory, groups=len(chosen))
+        answers = on_ranks(world, examine, chosen, directory, meetings=len(chosen))
         findings |= {name: [answer[name] for answer in answers] for name in chosen}
     return findings
 
@@ -85,7 +85,7 @@ def moved(found: object, directory: Path) -> dict[str, Curve]:
             for source, to in HANDOVERS.items()
             if LAYOUTS[to].world_size == world
         }
-        answers = on_ranks(world, load_and_train, pairs, directory, groups=len(pairs))
+        answers = on_ranks(world, load_and_train, pairs, directory, meetings=len(pairs))
         curves |= answers[0]
     return curves
 
@@ -123,6 +123,13 @@ def test_every_rank_measures_the_whole_window(found, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+def test_sequences_of_any_length_are_padded_without_changing_the_loss(found, name):
+    expected = found["one"][0].odd_loss
+
+    assert all(abs(rank.odd_loss - expected) < TOLERANCE for rank in found[name])
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_rank_can_have_the_whole_model(found, name):
     assert {rank.weights_sha256 for rank in found[name]} == {found["one"][0].weights_sha256}
 
@@ -143,7 +150,7 @@ def test_a_document_does_not_notice_what_its_neighbours_hold(found, name):
 
 @cache
 def spread_attention(context: int) -> dict[str, list[NDArray[Any]]]:
-    return on_ranks(context, attend_over_ranks, context, groups=1)[0]
+    return on_ranks(context, attend_over_ranks, context)[0]
 
 
 def whole_attention(kind: str, case: str) -> list[torch.Tensor]:

@@ -60,3 +60,23 @@ def test_documents_of_a_row_never_see_each_other_in_a_softmax_layer(length: int)
     alone = document_attention(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], None)
 
     torch.testing.assert_close(output[:, :, cut:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_queries_from_the_middle_of_a_row_attend_as_in_the_whole_row(
+    device: str, documents: int
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    length, start, stop = 2300, 700, 1800
+    # half precision on a GPU goes through the flash kernel's own lower-right mask
+    kind, tolerance = (torch.bfloat16, 2e-2) if device == "cuda" else (torch.float32, 1e-5)
+    shapes = ((1, heads, length, 16) for heads in (4, 2, 2))
+    q, k, v = (random(*s, seed=n).to(device, kind) for n, s in enumerate(shapes))
+    ids = (torch.arange(length, device=device) * documents // length)[None]
+
+    whole = document_attention(q, k, v, ids)
+    part = document_attention(q[:, :, start:stop], k, v, ids, start=start)
+
+    torch.testing.assert_close(part, whole[:, :, start:stop], rtol=0, atol=tolerance)
