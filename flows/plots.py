@@ -94,7 +94,11 @@ def reinforcement_plot(curve: StageCurve) -> str:
     panels = {
         "pass rate per task": [(k, f"pass_rates.{k}") for k in curve.keys("pass_rates")],
         "share of prompts per task": [(k, f"weights.{k}") for k in curve.keys("weights")],
-        "response tokens": [("mean", "length_mean"), ("P99", "length_p99")],
+        "response tokens": [
+            ("mean", "length_mean"),
+            ("P99", "length_p99"),
+            ("window", "window_tokens"),
+        ],
         "train-sampler gap (nats)": [("gap", "train_sampler_gap"), ("entropy", "entropy_nats")],
         "largest ratio": [("ratio", "ratio_max"), ("gradient norm", "gradient_norm")],
     }

@@ -5,9 +5,10 @@ the dashboard's form. They import no torch. A field marked `WHERE` does not bear
 changes how or where a stage runs, never its result.
 """
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 WHERE: dict[str, Any] = {"identity": False}
 
@@ -167,10 +168,36 @@ class ReinforceSettings(TrainSettings):
         5.0, ge=1, le=1e6, description="Cap of the importance weight itself (ours, after ScaleRL)."
     )
     is_weight_min: float = Field(0.0, ge=0, le=1, description="Floor of the importance weight.")
-    normaliser: Literal["group", "batch"] = Field(
-        "batch", description="Token mean per group (eq. 4) or over the whole batch."
+    clip_low: float = Field(0.2, gt=0, le=1, description="Lower clip offset of grpo and dapo.")
+    clip_high: float | None = Field(
+        None, gt=0, le=1e6, description="Upper one; empty: 0.2 for grpo, 0.28 for dapo."
     )
-    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
+    mask_low: float | None = Field(
+        None, gt=0, le=1, description="M1 equation 7: drop tokens below 1 - this; empty: none."
+    )
+    mask_high: float | None = Field(
+        None, gt=0, le=1e6, description="M1 equation 7: drop tokens above 1 + this; empty: none."
+    )
+    normaliser: Literal["group", "batch", "sample"] = Field(
+        "batch",
+        description="What counts the same: every prompt (eq. 4), token, or response (section 5).",
+    )
+    windows: tuple[int, ...] = Field(
+        (),
+        description="Response windows to grow through before window_tokens (M1 section 5).",
+    )
+    top_p: float = Field(
+        1.0, ge=1, le=1, description="Only 1: a nucleus at rollout biases the importance ratio."
+    )
+    largest_gap_nats: float = Field(
+        0.1, gt=0, le=100, description="Stop when sampler and trainer differ more (per token)."
+    )
+    largest_loop_share: float = Field(
+        0.9, gt=0, le=1, description="Stop when more responses than this end in a loop."
+    )
+    temperature: float = Field(
+        1.0, ge=1, le=1, description="Only 1: the ratio compares the model's own probabilities."
+    )
     format_reward: float = Field(0.1, ge=0, le=1, description="Reward for a well-formed answer.")
     overlong_penalty: float = Field(
         0.5, ge=0, le=10, description="Taken off at the window's end, linear in the last fifth."
@@ -190,6 +217,17 @@ class ReinforceSettings(TrainSettings):
     evaluation_tokens: int = Field(
         64, ge=1, le=16_777_216, description="Longest answer written in an evaluation."
     )
+
+    @model_validator(mode="after")
+    def _windows_grow(self) -> Self:
+        rungs = (*self.windows, self.window_tokens)
+        if any(low >= high for low, high in pairwise(rungs)) or min(rungs) < 16:
+            raise ValueError(
+                f"windows = {self.windows}: accepted: growing, from 16 to window_tokens"
+            )
+        if (self.mask_low is None) != (self.mask_high is None):
+            raise ValueError("mask_low and mask_high: accepted: both or neither")
+        return self
 
 
 class EvaluateSettings(StageSettings):

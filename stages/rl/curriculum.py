@@ -8,7 +8,7 @@ samples carries most signal. The weighting formula is ours: the paper names none
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from m1.stages.settings import ReinforceSettings, TaskMix
 
@@ -61,7 +61,6 @@ class Curriculum:
         """What a checkpoint must hold."""
         return {"pass_rates": dict(self.pass_rates)}
 
-    @classmethod
-    def from_json(cls, settings: ReinforceSettings, stored: Mapping[str, Any]) -> Self:
-        """The curriculum as it was saved."""
-        return cls(settings, dict(stored["pass_rates"]))
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` gave."""
+        self.pass_rates = {name: float(rate) for name, rate in stored["pass_rates"].items()}

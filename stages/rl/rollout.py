@@ -103,14 +103,24 @@ def roll_out(
     tasks: Sequence[Task],
     *,
     settings: ReinforceSettings,
+    window_tokens: int,
     seed: int,
 ) -> list[Group]:
-    """Sample a group of responses for every problem, judge them, and compute advantages."""
+    """Sample a group of responses for every problem, judge them, and compute advantages.
+
+    Args:
+        rollouts: what samples.
+        tokenizer: of the model.
+        tasks: one group each.
+        settings: group size, temperature, rewards.
+        window_tokens: longest response now; at most the stage's own window.
+        seed: of all requests.
+    """
     size = settings.samples_per_prompt
     requests = [
         Request(
             prompt_token_ids=task_prompt(tokenizer, task),
-            max_new_tokens=settings.window_tokens,
+            max_new_tokens=window_tokens,
             seed=stable_seed(seed, index, copy),
         )
         for index, task in enumerate(tasks)
@@ -123,7 +133,7 @@ def roll_out(
             requests[index * size],
             done[index * size : (index + 1) * size],
             tokenizer,
-            settings,
+            settings.model_copy(update={"window_tokens": window_tokens}),
         )
         for index, task in enumerate(tasks)
     ]

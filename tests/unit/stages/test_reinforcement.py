@@ -3,10 +3,17 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from m1.data_recipes.tasks.families import Verdict
+from m1.data_recipes.tasks.families import Verdict, make_tasks
+from m1.infra.errors import StageFailedError
 from m1.stages.rl.advantage import group_advantages, judged_advantages, reward
 from m1.stages.rl.curriculum import FLOOR, Curriculum
+from m1.stages.rl.health import check_gap, check_loops, loop_share, repeated_share, same_share
+from m1.stages.rl.rollout import Group, Sample
+from m1.stages.rl.update import policy_objective, to_batch, weighted_samples
+from m1.stages.rl.windows import CONVERGED_STEPS, WindowLadder
 from m1.stages.settings import ReinforceSettings, TaskMix
 
 PASS = Verdict(outcome="pass", correctness=1.0, format=1.0)
@@ -83,7 +90,8 @@ def test_the_curriculum_survives_a_checkpoint() -> None:
     curriculum = Curriculum(settings())
     curriculum.observe({"max_fold": [1.0, 0.0, 0.0, 0.0]})
 
-    restored = Curriculum.from_json(settings(), curriculum.to_json())
+    restored = Curriculum(settings())
+    restored.restore(curriculum.to_json())
 
     drawn = [c.draw(50, 16, random.Random(5)) for c in (curriculum, restored)]
     assert drawn[0] == drawn[1]
@@ -102,3 +110,157 @@ def test_a_group_that_could_not_be_judged_has_no_signal() -> None:
 
     assert judged_advantages([lost, lost], [0.1, 1.1]) is None
     assert judged_advantages([PASS, lost], [1.1, 0.1]) is None
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+def ladder() -> WindowLadder:
+    return WindowLadder((100, 200, 400))
+
+
+def test_a_window_grows_when_perplexity_has_converged_and_lengths_come_near() -> None:
+    chosen = ladder()
+    grown = [chosen.observe(perplexity=1.5, length_p99=95) for _ in range(CONVERGED_STEPS)]
+    assert grown == [False] * (CONVERGED_STEPS - 1) + [True]
+    assert chosen.window_tokens == 200
+
+
+@pytest.mark.parametrize(
+    ("perplexities", "length"),
+    [
+        pytest.param([1.5] * CONVERGED_STEPS, 80, id="lengths-far-below-the-window"),
+        pytest.param([3.0 - 0.2 * n for n in range(CONVERGED_STEPS)], 100, id="still-falling"),
+        pytest.param([1.5] * (CONVERGED_STEPS - 1), 100, id="too-few-steps"),
+    ],
+)
+def test_a_window_stays_otherwise(perplexities: list[float], length: float) -> None:
+    chosen = ladder()
+    assert not any(chosen.observe(perplexity=p, length_p99=length) for p in perplexities)
+    assert chosen.window_tokens == 100
+
+
+def test_the_last_window_never_grows_and_growing_starts_the_count_anew() -> None:
+    chosen, windows = ladder(), []
+    for _ in range(5 * CONVERGED_STEPS):
+        chosen.observe(perplexity=1.5, length_p99=1000)
+        windows.append(chosen.window_tokens)
+    assert windows.count(100) == CONVERGED_STEPS - 1
+    assert windows.count(200) == CONVERGED_STEPS
+    assert windows[-1] == 400
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 2.0), st.floats(50, 500)), max_size=40))
+def test_a_ladder_that_went_through_a_checkpoint_climbs_the_same(batches) -> None:
+    one, other = ladder(), ladder()
+    for perplexity, length in batches:
+        one.observe(perplexity=perplexity, length_p99=length)
+        other.observe(perplexity=perplexity, length_p99=length)
+        copy = ladder()
+        copy.restore(other.to_json())
+        other = copy
+    assert one == other
+
+
+@pytest.mark.parametrize("windows", [(200, 100), (100,), (8,)])
+def test_windows_that_do_not_grow_up_to_the_stages_own_are_refused(windows) -> None:
+    with pytest.raises(ValueError, match="growing"):
+        settings(windows=windows)
+
+
+# ---- health --------------------------------------------------------------------------------------
+
+
+def test_a_response_that_goes_round_in_circles_is_a_loop_and_one_that_does_not_is_none() -> None:
+    looping, plain = [1, 2, 3] * 30, list(range(90))
+    assert repeated_share(plain) == 0.0
+    assert repeated_share([]) == 0.0
+    assert loop_share([looping, plain]) == 0.5
+    assert loop_share([[*range(500), *looping]]) == 1.0
+
+
+def test_identical_responses_are_counted_within_their_prompt() -> None:
+    assert same_share([[1], [1], [1], [2]]) == 0.75
+
+
+@pytest.mark.parametrize("gap", [0.2, float("nan")])
+def test_a_gap_between_sampler_and_trainer_ends_the_stage(gap: float) -> None:
+    check_gap(0.05, largest=0.1, step=3)
+    with pytest.raises(StageFailedError, match=r"step 3: .*largest_gap_nats = 0.1"):
+        check_gap(gap, largest=0.1, step=3)
+
+
+def test_a_policy_of_loops_ends_the_stage() -> None:
+    check_loops(0.5, largest=0.5, step=3)
+    with pytest.raises(StageFailedError, match="60% of the responses"):
+        check_loops(0.6, largest=0.5, step=3)
+
+
+# ---- updates -------------------------------------------------------------------------------------
+
+
+def sample(length: int, advantage: float, *, is_masked: bool = False) -> Sample:
+    return Sample(
+        family="max_fold", prompt_token_ids=(1, 2), response_token_ids=tuple(range(3, 3 + length)),
+        behaviour_logprobs=(-0.5,) * length, reward=0.0, correctness=0.0, advantage=advantage,
+        finish_reason="stop", text="", is_masked=is_masked,
+    )  # fmt: skip
+
+
+def group(*samples: Sample, has_signal: bool = True) -> Group:
+    task = make_tasks("max_fold", count=1, difficulty=4, seed=1, split="reinforce")[0]
+    return Group(task=task, samples=samples, has_signal=has_signal)
+
+
+GROUPS = [
+    group(sample(2, 1.0), sample(6, -1.0)),
+    group(sample(4, 1.0), sample(20, -1.0)),
+    group(sample(9, 0.0), has_signal=False),
+    group(sample(7, 0.5), sample(50, 0.0, is_masked=True)),
+]
+
+
+@pytest.mark.parametrize("normaliser", ["batch", "group", "sample"])
+def test_weights_have_mean_one_over_all_tokens(normaliser: str) -> None:
+    weighted = weighted_samples(GROUPS, normaliser=normaliser)
+    tokens = [len(s.response_token_ids) for s, _ in weighted]
+    assert len(weighted) == 5, "neither masked samples nor groups without signal"
+    total = sum(weight * count for (_, weight), count in zip(weighted, tokens, strict=True))
+    assert total == pytest.approx(sum(tokens))
+
+
+def test_each_normaliser_makes_its_own_unit_count_the_same() -> None:
+    def mass(normaliser: str) -> list[float]:
+        chosen = weighted_samples(GROUPS, normaliser=normaliser)
+        return [weight * len(s.response_token_ids) for s, weight in chosen]
+
+    by_group = mass("group")
+    assert by_group[0] + by_group[1] == pytest.approx(by_group[2] + by_group[3])
+    assert by_group[4] == pytest.approx(by_group[0] + by_group[1])
+    assert mass("sample") == pytest.approx([39 / 5] * 5)
+    assert {weight for _, weight in weighted_samples(GROUPS, normaliser="batch")} == {1.0}
+
+
+def test_the_loss_of_a_batch_is_minus_the_weighted_mean_of_the_objective() -> None:
+    """Equation 4 by hand: on the first update every ratio is 1."""
+    chosen = settings(normaliser="group")
+    weighted = weighted_samples(GROUPS, normaliser="group")
+    batch = to_batch(weighted, 0, 1)
+    logprobs_BT = batch["behaviour_BT"].clone().requires_grad_()
+    loss, sums = policy_objective(chosen)(logprobs_BT, batch)
+    tokens = float(batch["loss_mask_BT"].sum())
+
+    means = []
+    for samples in [GROUPS[0].samples, GROUPS[1].samples, GROUPS[3].samples[:1]]:
+        count = sum(len(s.response_token_ids) for s in samples)
+        means.append(sum(s.advantage * -0.5 * len(s.response_token_ids) for s in samples) / count)
+    assert float(loss.detach()) / tokens == pytest.approx(-sum(means) / len(means))
+    assert float(sums["gap"]) == 0.0
+    assert float(sums["ratio_max"]) == 1.0
+
+
+def test_ranks_share_the_samples_and_a_rank_without_one_counts_nothing() -> None:
+    weighted = weighted_samples(GROUPS, normaliser="batch")
+    parts = [to_batch(weighted, rank, 6) for rank in range(6)]
+    assert sum(float(part["loss_mask_BT"].sum()) for part in parts) == 39
+    assert float(parts[5]["loss_mask_BT"].sum()) == 0
