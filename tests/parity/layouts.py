@@ -1,6 +1,5 @@
 """A small hybrid model under any layout: what the parity tests run inside each rank."""
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ SETTINGS = TrainSettings(
 STEPS = 4
 SAVED_STEPS = 2
 SEED = 7
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of each rank its own
 
 Curve = list[tuple[float, float]]  # loss and gradient norm of each step
 
@@ -72,7 +72,7 @@ def own_micro_batches(step: int, *, tokens: int = WINDOW_TOKENS) -> list[MicroBa
     rank, world = data_rank()
     everything = windows_of_step(step)
     return [
-        {name: x[row : row + 1, :tokens].contiguous() for name, x in everything.items()}
+        {name: x[row : row + 1, :tokens].contiguous().to(DEVICE) for name, x in everything.items()}
         for row in range(rank, WINDOWS, world)
     ]
 
@@ -140,14 +140,15 @@ def examine(layouts: Mapping[str, ParallelLayout], directory: Path) -> dict[str,
 @torch.no_grad()
 def _measure(model: HybridModel) -> dict[str, Any]:
     model.eval()
-    ids, tokens = windows_of_step(0)["document_ids_BT"], next_tokens()
+    ids, tokens = windows_of_step(0)["document_ids_BT"].to(DEVICE), next_tokens().to(DEVICE)
+    rewritten = rewritten_tokens().to(DEVICE)
     logits = forward_logits(model, tokens[:, :-1], ids)
     from_logits = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
     return {
         "weights_sha256": _digest(whole_weights(model)),
-        "nats_BT": forward_nats(model, tokens, ids).numpy(),
-        "rewritten_nats_BT": forward_nats(model, rewritten_tokens(), ids).numpy(),
-        "nats_from_logits_BT": from_logits.numpy(),
+        "nats_BT": forward_nats(model, tokens, ids).cpu().numpy(),
+        "rewritten_nats_BT": forward_nats(model, rewritten, ids).cpu().numpy(),
+        "nats_from_logits_BT": from_logits.cpu().numpy(),
     }
 
 
@@ -155,7 +156,7 @@ def _digest(weights: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         found.update(name.encode())
-        found.update(weight.detach().contiguous().numpy().tobytes())
+        found.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -213,17 +214,17 @@ def attend_over_ranks(context: int) -> dict[str, list[NDArray[Any]]]:
         group = torch.distributed.group.WORLD
         for name, (length, has_documents) in CASES.items():
             tensors, ids = attention_case(length, has_documents)
-            given = ids if has_documents else None
+            given = ids.to(DEVICE) if has_documents else None
             for kind in ("lightning", "softmax"):
                 own = [
-                    take_own(x, 1, rank=group.rank(), ranks=context).requires_grad_()
-                    for x in copy.deepcopy(tensors)
+                    take_own(x.to(DEVICE), 1, rank=group.rank(), ranks=context).requires_grad_()
+                    for x in tensors
                 ]
                 output = _attend(kind, own[:3], given, group)
                 output.backward(own[3].detach())
                 parts = [output.detach(), *(x.grad for x in own[:3])]
                 answers[f"{kind}, {name}"] = [
-                    gather_window(part.transpose(0, 1), group).numpy() for part in parts
+                    gather_window(part.transpose(0, 1), group).cpu().numpy() for part in parts
                 ]
     return answers
 
@@ -238,6 +239,6 @@ def _attend(
         q, k, v = (x.transpose(0, 1) for x in qkv_BTHW)
         return attention_over_ranks((q, k, v), ids_BT, group).transpose(1, 2)
     q, k, v = (x.transpose(1, 2) for x in qkv_BTHW)
-    return lightning_over_ranks(lightning_attention, (q, k, v), SLOPES_H, ids_BT, group).transpose(
-        1, 2
-    )
+    return lightning_over_ranks(
+        lightning_attention, (q, k, v), SLOPES_H.to(DEVICE), ids_BT, group
+    ).transpose(1, 2)
