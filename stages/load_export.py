@@ -2,8 +2,8 @@
 
     python -m m1.stages.load_export FOLDER TOKENS.json LOGITS.safetensors
 
-A process of its own because the patches that let megatron-core run on a CPU replace tensor
-factories that transformers relies on while it loads.
+A process of its own, so that nothing of ours, least of all the patches that let megatron-core
+run on a CPU, has a part in what is measured.
 """
 
 import json

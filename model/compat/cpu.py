@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._device
 
 CPU = torch.device("cpu")
 
@@ -135,6 +136,9 @@ def _patch_random_state() -> None:
 
 
 def _patch_tensors() -> None:
+    # `with torch.device(...)` remembers which functions build tensors when it is first used: it
+    # must remember torch's own, or transformers, which loads under it, gets uninitialised buffers.
+    torch.utils._device._device_constructors()
     for name in (
         "empty",
         "zeros",
