@@ -3,11 +3,13 @@
 Source of the fields: config.json of MiniMax-M1 (released configuration), named by meaning.
 """
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAYER_KINDS = ("lightning", "softmax")
+Recompute = Literal["none", "selective", "full"]
+RECOMPUTE_CHOICES: tuple[Recompute, ...] = get_args(Recompute)
 
 
 class ModelConfig(BaseModel):
@@ -100,6 +102,11 @@ class ParallelLayout(BaseModel):
     pipeline: int = Field(1, ge=1, le=256, description="Pipeline-parallel ranks.")
     context: int = Field(1, ge=1, le=1024, description="Context-parallel ranks.")
     expert: int = Field(1, ge=1, le=1024, description="Expert-parallel ranks.")
+    recompute: Recompute = Field(
+        "none",
+        description="Forward work done again in backward to save memory: none, the experts "
+        "(selective) or whole layers (full).",
+    )
 
     @model_validator(mode="after")
     def _ranks_divide(self) -> Self:

@@ -126,6 +126,7 @@ def _patch_random_state() -> None:
     Without it `tracker.fork()` would queue its work for a CUDA start that never comes.
     """
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
+    torch.cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()  # recomputation asks
     torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     torch.cuda.default_generators = _OneGenerator()  # type: ignore[assignment]
