@@ -132,6 +132,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     cost = "what a run would cost, before anything is spent"
     plan = _command(commands, "plan", cost, reads=True)
     _add_settings(plan)
+    _add_planning(plan)
     generate = _command(commands, "generate", "try the model of a run", reads=True)
     generate.add_argument("run", metavar="RUN")
     generate.add_argument("prompt", metavar="PROMPT")
@@ -140,6 +141,26 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     generate.add_argument("--seed", type=int, default=1, metavar="N")
     _command(commands, "doctor", "what this machine has and what is missing", reads=True)
+
+
+def _add_planning(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--price", type=float, metavar="DOLLARS",
+                      help="per GPU-hour (default: what M1 paid, 2.07)")  # fmt: skip
+    plan.add_argument("--utilisation", type=float, default=0.3, metavar="SHARE",
+                      help="share of the GPU's peak that is reached (default: 0.3)")  # fmt: skip
+    plan.add_argument("--gpu-gigabytes", type=float, default=80.0, metavar="N",
+                      help="memory of a GPU; a layout that needs more is refused")  # fmt: skip
+    plan.add_argument("--plot", metavar="FILE", help="draw FLOPs against length (svg, png, pdf)")
+    plan.add_argument("--simulate", action="store_true",
+                      help="play the run on machines that fail")  # fmt: skip
+    plan.add_argument("--node-failures-per-year", type=float, default=1.383, metavar="N",
+                      help="of one machine (default: Llama 3's, 1.383)")  # fmt: skip
+    plan.add_argument("--restart-minutes", type=float, default=10.0, metavar="N",
+                      help="after a failure, without reading the checkpoint")  # fmt: skip
+    plan.add_argument("--store-gigabytes-per-second", type=float, metavar="N",
+                      help="of all machines together (default: 1 each)")  # fmt: skip
+    plan.add_argument("--trials", type=int, default=1000, metavar="N", help="runs to draw")
+    plan.add_argument("--seed", type=int, default=1, metavar="N")
 
 
 def _add_storing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -13,16 +13,25 @@ import psutil
 from m1.flows.accepted import unknown_name
 from m1.flows.commands_look import print_json
 from m1.flows.commands_run import store_of
-from m1.flows.preset import Preset, load_preset, preset_names
-from m1.flows.screen import say, show_table, size_words
-from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, M1Error
+from m1.flows.plan_screen import show_plan, write_plot
+from m1.flows.planned_stages import load_planned, planned_stages
+from m1.flows.preset import Preset, preset_names
+from m1.flows.screen import show_table, size_words
+from m1.infra.errors import (
+    EXIT_OK,
+    EXIT_STAGE_FAILED,
+    InvalidSettingError,
+    M1Error,
+    UsageError,
+)
 from m1.infra.settings import load_environment
-from m1.model.cost import StageWork
-from m1.model.cost import plan as plan_cost
-from m1.stages.settings import ReinforceSettings, StageSettings, TrainSettings
+from m1.model.cost.plan import PRICE_PER_GPU_HOUR, Prices
+from m1.model.cost.plan import plan as plan_cost
+from m1.model.cost.simulate import Circumstances, simulate
 
 PACKAGES = ("torch", "megatron-core", "prefect", "sentencepiece", "daft", "transformers", "boto3")
 REQUIRED = ("torch", "megatron-core", "prefect", "sentencepiece")
+MAX_TRIALS = 100_000
 MIN_FREE_BYTES = 5 * 2**30  # ours: a toy run stores well under a tenth of this
 
 
@@ -31,57 +40,69 @@ def do_plan(arguments: argparse.Namespace) -> int:
     name = arguments.preset or "toy"
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names())
-    preset = load_preset(name, arguments.overrides)
-    answer = {"preset": preset.name, **plan_of(preset)}
+    prices, circumstances = _prices(arguments), _circumstances(arguments)
+    preset = load_planned(name, arguments.overrides, gpu_bytes=_gpu_bytes(arguments))
+    answer = {"preset": preset.name, **plan_of(preset, prices)}
+    if arguments.simulate:
+        answer["simulation"] = _simulated(preset, prices, circumstances)
+    if arguments.plot:
+        write_plot(arguments.plot, answer)
     if arguments.json:
         print_json(answer)
     else:
-        _show_plan(preset, answer)
+        show_plan(preset.description, answer, prices)
     return EXIT_OK
 
 
-def plan_of(preset: Preset) -> dict[str, Any]:
+def plan_of(preset: Preset, prices: Prices | None = None) -> dict[str, Any]:
     """The plan of every training stage of a preset, as JSON values."""
-    stages = [
-        work
-        for stage in preset.order
-        if (work := stage_work(stage, preset.settings[stage])) is not None
-    ]
-    return dict(plan_cost(preset.model, preset.layout, stages=stages).to_json())
+    stages = planned_stages(preset)
+    return plan_cost(preset.model, preset.layout, stages=stages, prices=prices).to_json()
 
 
-def stage_work(stage: str, settings: StageSettings) -> StageWork | None:
-    """Tokens that a stage trains on and generates; None when it trains nothing.
-
-    A rollout is counted at its whole window: an upper bound.
-    """
-    if isinstance(settings, ReinforceSettings):
-        rollouts = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
-        tokens = rollouts * settings.window_tokens
-        return StageWork(
-            name=stage,
-            tokens=tokens,
-            window_tokens=settings.window_tokens,
-            generated_tokens=tokens,
-        )
-    if isinstance(settings, TrainSettings):
-        tokens = settings.steps * settings.windows_per_step * settings.window_tokens
-        return StageWork(name=stage, tokens=tokens, window_tokens=settings.window_tokens)
-    return None
+def _simulated(preset: Preset, prices: Prices, circumstances: Circumstances) -> dict[str, Any]:
+    stages = planned_stages(preset)
+    try:
+        return simulate(preset.model, stages, circumstances=circumstances, prices=prices)
+    except ValueError as error:
+        raise UsageError(f"--simulate: {error}") from error
 
 
-def _show_plan(preset: Preset, answer: dict[str, Any]) -> None:
-    parameters, memory = answer["parameters"], answer["memory_per_gpu"]
-    say(f"{preset.name}: {preset.description}")
-    say(f"parameters    {parameters['total']:,} ({parameters['active']:,} active per token)")
-    say(f"ranks         {answer['layout']['world_size']:,}")
-    say(f"memory / rank {size_words(memory['total'])}")
-    say(f"store         {size_words(answer['store_bytes'])}")
-    rows = [
-        [stage, f"{hours:,.2f}", f"{answer['cost'][stage]:,.0f}"]
-        for stage, hours in answer["gpu_hours"].items()
-    ]
-    show_table("estimated at 30 % of an H800's peak", ("stage", "GPU-hours", "US dollars"), rows)
+def _prices(arguments: argparse.Namespace) -> Prices:
+    price = PRICE_PER_GPU_HOUR if arguments.price is None else arguments.price
+    _require("--price", price, price >= 0, "US dollars per GPU-hour >= 0")
+    share = arguments.utilisation
+    _require("--utilisation", share, 0 < share <= 1, "share of the GPU's peak > 0, <= 1")
+    return Prices(per_gpu_hour=price, utilisation=share)
+
+
+def _gpu_bytes(arguments: argparse.Namespace) -> int:
+    size = arguments.gpu_gigabytes
+    _require("--gpu-gigabytes", size, 1 <= size <= 10_000, "number >= 1, <= 10000")
+    return int(size * 1e9)
+
+
+def _circumstances(arguments: argparse.Namespace) -> Circumstances:
+    rate, restart = arguments.node_failures_per_year, arguments.restart_minutes
+    bandwidth, trials = arguments.store_gigabytes_per_second, arguments.trials
+    _require("--node-failures-per-year", rate, 0 < rate <= 1e6, "number > 0, <= 1e6")
+    _require("--restart-minutes", restart, 0 < restart <= 1e5, "number > 0, <= 1e5")
+    _require("--trials", trials, 1 <= trials <= MAX_TRIALS, f"whole number >= 1, <= {MAX_TRIALS}")
+    _require("--seed", arguments.seed, arguments.seed >= 0, "whole number >= 0")
+    if bandwidth is not None:
+        _require("--store-gigabytes-per-second", bandwidth, 0 < bandwidth <= 1e6, "> 0, <= 1e6")
+    return Circumstances(
+        node_failures_per_year=rate,
+        restart_seconds=restart * 60,
+        store_bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
+        trials=trials,
+        seed=arguments.seed,
+    )
+
+
+def _require(flag: str, value: object, ok: bool, accepted: str) -> None:
+    if not ok:
+        raise InvalidSettingError(field=flag, value=value, accepted=accepted)
 
 
 # ---- doctor --------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ A preset file holds
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Preset:
     model: ModelConfig
     layout: ParallelLayout
     settings: Mapping[str, StageSettings]
-    layout_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layout_changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def layout_of(self, stage: str) -> ParallelLayout:
         """How the job of `stage` is spread over ranks."""

@@ -191,9 +191,7 @@ def _draw_segments(
     return Runs(seconds=seconds, failures=failures + again)
 
 
-def _failed_restarts(
-    failures: Counts, hazards: Hazards, generator: np.random.Generator
-) -> Counts:
+def _failed_restarts(failures: Counts, hazards: Hazards, generator: np.random.Generator) -> Counts:
     survives = math.exp(-hazards.failures_per_second * hazards.restart_seconds)
     again = np.zeros_like(failures)
     hit = failures > 0

@@ -52,9 +52,9 @@ def layout_problems(
         return ()
     return (
         LayoutProblem(
-            field="memory per GPU",
-            value=f"{needed / 1e9:.1f} GB",
-            accepted=f"at most {gpu_bytes / 1e9:g} GB",
+            field="gigabytes per GPU",
+            value=round(needed / 1e9, 1),
+            accepted=f"at most {gpu_bytes / 1e9:g}",
         ),
     )
 
@@ -74,7 +74,7 @@ def _division_problems(
         yield LayoutProblem(
             field="tensor x pipeline x context", value=inner, accepted=f"a divisor of {ranks} ranks"
         )
-    elif step.windows_per_step % (ranks // inner * step.micro_batch_windows):
+    elif step.is_even and step.windows_per_step % (ranks // inner * step.micro_batch_windows):
         yield LayoutProblem(
             field="data x micro_batch_windows",
             value=ranks // inner * step.micro_batch_windows,
@@ -82,7 +82,9 @@ def _division_problems(
         )
     if ranks % (pipeline * expert):
         yield LayoutProblem(
-            field="pipeline x expert", value=pipeline * expert, accepted=f"a divisor of {ranks} ranks"
+            field="pipeline x expert",
+            value=pipeline * expert,
+            accepted=f"a divisor of {ranks} ranks",
         )
 
 
@@ -134,9 +136,7 @@ def nearest_layout(
     return None
 
 
-def _candidates(
-    model: ModelConfig, fields: Mapping[str, int | str]
-) -> Iterator[ParallelLayout]:
+def _candidates(model: ModelConfig, fields: Mapping[str, int | str]) -> Iterator[ParallelLayout]:
     """Every layout of these machines that divides heads, layers and experts."""
     ranks = int(fields["nodes"]) * int(fields["processes_per_node"])
     heads = math.gcd(model.num_heads, model.num_key_value_heads, model.vocabulary_size)

@@ -119,7 +119,9 @@ def _layer_bytes(model: ModelConfig, step: StepShape, kind: str, choice: Recompu
     hidden = model.hidden_size * step.element_bytes
     if choice == "full":
         return hidden
-    attention = _lightning_bytes(model, step) if kind == "lightning" else _softmax_bytes(model, step)
+    attention = (
+        _lightning_bytes(model, step) if kind == "lightning" else _softmax_bytes(model, step)
+    )
     norms = 3 * hidden + 2 * FLOAT_BYTES  # input of both, output of the first, inverse of both
     if choice == "selective":
         return norms + attention + hidden  # the experts' input

@@ -1,7 +1,7 @@
 """Everything `m1 plan` answers, put together: per stage and for the whole run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from m1.model.config import ModelConfig, ParallelLayout
@@ -40,7 +40,7 @@ class StageWork:
     steps: int
     tokens: int
     step: StepShape
-    layout: ParallelLayout = ParallelLayout()
+    layout: ParallelLayout = field(default_factory=ParallelLayout)
     generated_tokens: int = 0
     checkpoint_every_steps: int = 1
 

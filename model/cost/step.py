@@ -1,5 +1,6 @@
 """What one optimizer step looks like to a rank: how many tokens, in how many pieces, how kept."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,12 +18,15 @@ class StepShape:
         windows_per_step: windows of the global batch.
         micro_batch_windows: windows of one forward pass of one rank.
         precision: type of parameters and activations.
+        is_even: whether every data-parallel rank must get equally many whole micro batches, as
+            `m1.stages.training.session` asks; reinforcement takes what comes.
     """
 
     window_tokens: int
     windows_per_step: int = 1
     micro_batch_windows: int = 1
     precision: Precision = "bf16"
+    is_even: bool = True
 
     def __post_init__(self) -> None:
         for name in ("window_tokens", "windows_per_step", "micro_batch_windows"):
@@ -41,7 +45,7 @@ class StepShape:
 
     def micro_batches(self, layout: ParallelLayout) -> int:
         """Forward passes of one rank per step."""
-        return max(1, self.windows_per_step // (layout.data * self.micro_batch_windows))
+        return math.ceil(self.windows_per_step / (layout.data * self.micro_batch_windows))
 
     def rank_tokens(self, layout: ParallelLayout) -> float:
         """Tokens of one forward pass that one rank of a tensor group holds between layers."""
