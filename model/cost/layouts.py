@@ -8,7 +8,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from m1.model.config import RECOMPUTE_CHOICES, ModelConfig, ParallelLayout, Recompute
+from m1.model.config import (
+    LARGEST_CONTEXT,
+    LARGEST_NODES,
+    RECOMPUTE_CHOICES,
+    ModelConfig,
+    ParallelLayout,
+    Recompute,
+)
 from m1.model.cost.memory import GPU_BYTES, memory_per_gpu
 from m1.model.cost.step import StepShape
 
@@ -122,7 +129,7 @@ def nearest_layout(
     """
     fields = {**ParallelLayout().model_dump(), **wanted}
     growth = 1
-    while growth <= LARGEST_GROWTH:
+    while growth <= LARGEST_GROWTH and int(fields["nodes"]) * growth <= LARGEST_NODES:
         grown = {**fields, "nodes": int(fields["nodes"]) * growth}
         working = (
             candidate
@@ -148,6 +155,8 @@ def _candidates(model: ModelConfig, fields: Mapping[str, int | str]) -> Iterator
         if ranks % (tensor * pipeline) or ranks % (pipeline * expert):
             continue
         for context in divisors(ranks // (tensor * pipeline)):
+            if context > LARGEST_CONTEXT:
+                break
             for recompute in _more_recompute(str(fields["recompute"])):
                 yield ParallelLayout(
                     nodes=int(fields["nodes"]),
