@@ -144,23 +144,20 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_planning(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("--price", type=float, metavar="DOLLARS",
-                      help="per GPU-hour (default: what M1 paid, 2.07)")  # fmt: skip
-    plan.add_argument("--utilisation", type=float, default=0.3, metavar="SHARE",
-                      help="share of the GPU's peak that is reached (default: 0.3)")  # fmt: skip
-    plan.add_argument("--gpu-gigabytes", type=float, default=80.0, metavar="N",
-                      help="memory of a GPU; a layout that needs more is refused")  # fmt: skip
+    numbers = (
+        ("--price", "DOLLARS", "per GPU-hour (default: what M1 paid, 2.07)"),
+        ("--utilisation", "SHARE", "share of the GPU's peak that is reached (default: 0.3)"),
+        ("--gpu-gigabytes", "N", "a layout that needs more memory is refused (default: 80)"),
+        ("--node-failures-per-year", "N", "of one machine (default: Llama 3's, 1.383)"),
+        ("--restart-minutes", "N", "after a failure, reading apart (default: 10)"),
+        ("--store-gigabytes-per-second", "N", "of all machines together (default: 1 each)"),
+    )
+    for flag, name, text in numbers:
+        plan.add_argument(flag, type=float, metavar=name, help=text)
     plan.add_argument("--plot", metavar="FILE", help="draw FLOPs against length (svg, png, pdf)")
-    plan.add_argument("--simulate", action="store_true",
-                      help="play the run on machines that fail")  # fmt: skip
-    plan.add_argument("--node-failures-per-year", type=float, default=1.383, metavar="N",
-                      help="of one machine (default: Llama 3's, 1.383)")  # fmt: skip
-    plan.add_argument("--restart-minutes", type=float, default=10.0, metavar="N",
-                      help="after a failure, without reading the checkpoint")  # fmt: skip
-    plan.add_argument("--store-gigabytes-per-second", type=float, metavar="N",
-                      help="of all machines together (default: 1 each)")  # fmt: skip
+    plan.add_argument("--simulate", action="store_true", help="play the run on failing machines")
     plan.add_argument("--trials", type=int, default=1000, metavar="N", help="runs to draw")
-    plan.add_argument("--seed", type=int, default=1, metavar="N")
+    plan.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawing")
 
 
 def _add_storing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

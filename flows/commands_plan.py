@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -25,7 +26,8 @@ from m1.infra.errors import (
     UsageError,
 )
 from m1.infra.settings import load_environment
-from m1.model.cost.plan import PRICE_PER_GPU_HOUR, Prices
+from m1.model.cost.memory import GPU_BYTES
+from m1.model.cost.plan import Prices
 from m1.model.cost.plan import plan as plan_cost
 from m1.model.cost.simulate import Circumstances, simulate
 
@@ -68,41 +70,63 @@ def _simulated(preset: Preset, prices: Prices, circumstances: Circumstances) -> 
         raise UsageError(f"--simulate: {error}") from error
 
 
+# flag -> (smallest, largest, whether the smallest itself is accepted)
+_RANGES = {
+    "price": (0.0, 1e6, True),
+    "utilisation": (0.0, 1.0, False),
+    "gpu_gigabytes": (1.0, 1e4, True),
+    "node_failures_per_year": (0.0, 1e6, False),
+    "restart_minutes": (0.0, 1e6, False),
+    "store_gigabytes_per_second": (0.0, 1e6, False),
+    "trials": (1, MAX_TRIALS, True),
+    "seed": (0, 2**31 - 1, True),
+}
+
+
+def _given(arguments: argparse.Namespace, name: str, scale: float = 1.0) -> Any:
+    """The flag's value times `scale`; None if it was not typed.
+
+    Raises:
+        InvalidSettingError: out of its range.
+    """
+    value = getattr(arguments, name)
+    if value is None:
+        return None
+    low, high, includes_low = _RANGES[name]
+    if not low <= value <= high or (value == low and not includes_low):
+        sign = ">=" if includes_low else ">"
+        raise InvalidSettingError(
+            field="--" + name.replace("_", "-"),
+            value=value,
+            accepted=f"number {sign} {low:g}, <= {high:g}",
+        )
+    return value * scale
+
+
+def _only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was not typed, so that the defaults stand in one place."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _prices(arguments: argparse.Namespace) -> Prices:
-    price = PRICE_PER_GPU_HOUR if arguments.price is None else arguments.price
-    _require("--price", price, price >= 0, "US dollars per GPU-hour >= 0")
-    share = arguments.utilisation
-    _require("--utilisation", share, 0 < share <= 1, "share of the GPU's peak > 0, <= 1")
-    return Prices(per_gpu_hour=price, utilisation=share)
+    price, share = _given(arguments, "price"), _given(arguments, "utilisation")
+    return Prices(**_only_given({"per_gpu_hour": price, "utilisation": share}))
 
 
 def _gpu_bytes(arguments: argparse.Namespace) -> int:
-    size = arguments.gpu_gigabytes
-    _require("--gpu-gigabytes", size, 1 <= size <= 10_000, "number >= 1, <= 10000")
-    return int(size * 1e9)
+    size = _given(arguments, "gpu_gigabytes", 1e9)
+    return GPU_BYTES if size is None else int(size)
 
 
 def _circumstances(arguments: argparse.Namespace) -> Circumstances:
-    rate, restart = arguments.node_failures_per_year, arguments.restart_minutes
-    bandwidth, trials = arguments.store_gigabytes_per_second, arguments.trials
-    _require("--node-failures-per-year", rate, 0 < rate <= 1e6, "number > 0, <= 1e6")
-    _require("--restart-minutes", restart, 0 < restart <= 1e5, "number > 0, <= 1e5")
-    _require("--trials", trials, 1 <= trials <= MAX_TRIALS, f"whole number >= 1, <= {MAX_TRIALS}")
-    _require("--seed", arguments.seed, arguments.seed >= 0, "whole number >= 0")
-    if bandwidth is not None:
-        _require("--store-gigabytes-per-second", bandwidth, 0 < bandwidth <= 1e6, "> 0, <= 1e6")
-    return Circumstances(
-        node_failures_per_year=rate,
-        restart_seconds=restart * 60,
-        store_bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
-        trials=trials,
-        seed=arguments.seed,
-    )
-
-
-def _require(flag: str, value: object, ok: bool, accepted: str) -> None:
-    if not ok:
-        raise InvalidSettingError(field=flag, value=value, accepted=accepted)
+    typed = {
+        "node_failures_per_year": _given(arguments, "node_failures_per_year"),
+        "restart_seconds": _given(arguments, "restart_minutes", 60.0),
+        "store_bytes_per_second": _given(arguments, "store_gigabytes_per_second", 1e9),
+        "trials": _given(arguments, "trials", 1),
+        "seed": _given(arguments, "seed", 1),
+    }
+    return Circumstances(**_only_given(typed))
 
 
 # ---- doctor --------------------------------------------------------------------------------------

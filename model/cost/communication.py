@@ -104,8 +104,8 @@ def _context(model: ModelConfig, layout: ParallelLayout, step: StepShape) -> flo
     ranks, forward = layout.context, _forward_passes(layout, experts=False)
     window = step.window_tokens * step.micro_batch_windows
     keys = 2 * window * key_value_width(model) / layout.tensor * step.element_bytes
-    states = ranks * step.micro_batch_windows * model.attention_width * model.head_width
-    states *= _ZIG_ZAG_CHUNKS * FLOAT_BYTES / layout.tensor
+    pieces = _ZIG_ZAG_CHUNKS * ranks * step.micro_batch_windows
+    states = FLOAT_BYTES * pieces * model.attention_width * model.head_width / layout.tensor
     softmax, lightning = _layers(model, layout, "softmax"), _layers(model, layout, "lightning")
     return _others(ranks) * (forward + 1) * (softmax * keys + lightning * states)
 

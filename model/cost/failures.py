@@ -106,8 +106,8 @@ def expected_seconds(job: Job, hazards: Hazards, every_steps: npt.ArrayLike) -> 
     return np.where(whole > 0, mean, 0.0) + np.where(rest > 0, last, 0.0)
 
 
-def _segment_seconds(work_seconds: Floats, hazards: Hazards) -> Floats:
-    length = work_seconds + hazards.checkpoint_seconds
+def _segment_seconds(work_seconds: npt.ArrayLike, hazards: Hazards) -> Floats:
+    length = np.asarray(work_seconds, dtype=np.float64) + hazards.checkpoint_seconds
     rate = hazards.failures_per_second
     if rate == 0:
         return length
