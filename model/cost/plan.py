@@ -100,6 +100,7 @@ class Plan:
     stages: dict[str, dict[str, Any]]
     flops_by_length: list[dict[str, float]]
     compute_curve: dict[str, list[dict[str, float]]]
+    prices: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under stable keys (design section 6)."""
@@ -131,6 +132,7 @@ def plan(
         stages=by_stage,
         flops_by_length=[asdict(row) for row in flops_table(model)],
         compute_curve=_curves(model),
+        prices=asdict(prices),
     )
 
 

@@ -59,7 +59,9 @@ def test_a_price_changes_the_money_and_nothing_else(capsys):
     double = answer_of(capsys, "--preset", "full", "--price", "4.14")
 
     assert double["cost"]["total"] == pytest.approx(2 * usual["cost"]["total"])
-    assert {**double, "cost": None} == {**usual, "cost": None}
+    assert (usual["prices"]["per_gpu_hour"], double["prices"]["per_gpu_hour"]) == (2.07, 4.14)
+    money = {"cost": None, "prices": None}
+    assert {**double, **money} == {**usual, **money}
 
 
 @pytest.mark.parametrize(
