@@ -123,7 +123,8 @@ def report(curves: dict[Accounting, Curve]) -> str:
             "94 layers x 64 heads x (128 + 2 x 128) = 2.310e6 for Qwen3-235B, whose curve in the "
             "figure fits 2.310e6. For M1 it gives 10 x 64 x 384 = 2.46e5 where the figure fits "
             "1.96e5: what 8 softmax layers would cost, not 10. The figure's linear term of M1 is "
-            "10 % above twice the active parameters, the head and the recurrence; why is not known.",
+            "10 % above twice the active parameters, the head and the recurrence; why is not "
+            "known.",
         ]
     )
 
