@@ -61,6 +61,10 @@ def _inner_rank(layout: ParallelLayout) -> int:
     return layout.pipeline // 2
 
 
+def _holds_head(layout: ParallelLayout) -> bool:
+    return _inner_rank(layout) == layout.pipeline - 1
+
+
 def _layers(model: ModelConfig, layout: ParallelLayout, kind: str) -> int:
     return count_layers(model, rank_layers(model, layout, _inner_rank(layout)), kind)
 
@@ -81,19 +85,26 @@ def _sequence(model: ModelConfig, layout: ParallelLayout, step: StepShape) -> fl
 
     A lightning layer gathers its input twice (qkv and gate), a softmax layer once; both scatter
     their output. Backward gathers the inputs again for the weights' gradients, scatters theirs
-    and gathers the output's.
+    and gathers the output's. The embedding scatters, and gathers in backward; the fp32 head
+    gathers, and gathers and scatters in backward.
     """
     whole = _hidden_bytes(model, layout, step) * _others(layout.tensor)
     forward = _forward_passes(layout, experts=False)
     lightning = _layers(model, layout, "lightning") * (3 * forward + 5)
     softmax = _layers(model, layout, "softmax") * (2 * forward + 3)
-    return whole * (lightning + softmax)
+    embedding = 2 if _inner_rank(layout) == 0 else 0
+    head = 3 * FLOAT_BYTES / step.element_bytes if _holds_head(layout) else 0
+    return whole * (lightning + softmax + embedding + head)
 
 
 def _tensor(model: ModelConfig, layout: ParallelLayout, step: StepShape, passes: int) -> float:
-    """Mean squares of the norm over all heads, and gradients of what every rank holds whole."""
+    """Mean squares of the norm over all heads, and gradients of what every rank holds whole.
+
+    The cross entropy over a split vocabulary takes a maximum and two sums per token.
+    """
     window = step.rank_tokens(layout) * layout.tensor
     reductions = _layers(model, layout, "lightning") * (_forward_passes(layout, experts=False) + 1)
+    reductions += 3 if _holds_head(layout) else 0
     replicated = rank_parameters(model, layout, pipeline_rank=_inner_rank(layout)).replicated
     numbers = window * reductions * passes + replicated
     return 2 * _others(layout.tensor) * FLOAT_BYTES * numbers
