@@ -81,7 +81,7 @@ def new_attempt(
         settings=settings[plan.stage],
         all_settings=settings,
         model=preset.model.model_dump(mode="json"),
-        layout=preset.layout.model_dump(mode="json"),
+        layout=preset.layout_of(plan.stage).model_dump(mode="json"),
         parents=plan.parents,
         resume=point,
     )

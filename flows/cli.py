@@ -132,6 +132,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     cost = "what a run would cost, before anything is spent"
     plan = _command(commands, "plan", cost, reads=True)
     _add_settings(plan)
+    _add_planning(plan)
     generate = _command(commands, "generate", "try the model of a run", reads=True)
     generate.add_argument("run", metavar="RUN")
     generate.add_argument("prompt", metavar="PROMPT")
@@ -140,6 +141,23 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     generate.add_argument("--seed", type=int, default=1, metavar="N")
     _command(commands, "doctor", "what this machine has and what is missing", reads=True)
+
+
+def _add_planning(plan: argparse.ArgumentParser) -> None:
+    numbers = (
+        ("--price", "DOLLARS", "per GPU-hour (default: what M1 paid, 2.07)"),
+        ("--utilisation", "SHARE", "share of the GPU's peak that is reached (default: 0.3)"),
+        ("--gpu-gigabytes", "N", "a layout that needs more memory is refused (default: 80)"),
+        ("--node-failures-per-year", "N", "of one machine (default: Llama 3's, 1.383)"),
+        ("--restart-minutes", "N", "after a failure, reading apart (default: 10)"),
+        ("--store-gigabytes-per-second", "N", "of all machines together (default: 1 each)"),
+    )
+    for flag, name, text in numbers:
+        plan.add_argument(flag, type=float, metavar=name, help=text)
+    plan.add_argument("--plot", metavar="FILE", help="draw FLOPs against length (svg, png, pdf)")
+    plan.add_argument("--simulate", action="store_true", help="play the run on failing machines")
+    plan.add_argument("--trials", type=int, default=1000, metavar="N", help="runs to draw")
+    plan.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawing")
 
 
 def _add_storing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -13,16 +14,26 @@ import psutil
 from m1.flows.accepted import unknown_name
 from m1.flows.commands_look import print_json
 from m1.flows.commands_run import store_of
-from m1.flows.preset import Preset, load_preset, preset_names
-from m1.flows.screen import say, show_table, size_words
-from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, M1Error
+from m1.flows.plan_screen import show_plan, write_plot
+from m1.flows.planned_stages import load_planned, planned_stages
+from m1.flows.preset import Preset, preset_names
+from m1.flows.screen import show_table, size_words
+from m1.infra.errors import (
+    EXIT_OK,
+    EXIT_STAGE_FAILED,
+    InvalidSettingError,
+    M1Error,
+    UsageError,
+)
 from m1.infra.settings import load_environment
-from m1.model.cost import StageWork
-from m1.model.cost import plan as plan_cost
-from m1.stages.settings import ReinforceSettings, StageSettings, TrainSettings
+from m1.model.cost.memory import GPU_BYTES
+from m1.model.cost.plan import Prices
+from m1.model.cost.plan import plan as plan_cost
+from m1.model.cost.simulate import Circumstances, simulate
 
 PACKAGES = ("torch", "megatron-core", "prefect", "sentencepiece", "daft", "transformers", "boto3")
 REQUIRED = ("torch", "megatron-core", "prefect", "sentencepiece")
+MAX_TRIALS = 100_000
 MIN_FREE_BYTES = 5 * 2**30  # ours: a toy run stores well under a tenth of this
 
 
@@ -31,57 +42,91 @@ def do_plan(arguments: argparse.Namespace) -> int:
     name = arguments.preset or "toy"
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names())
-    preset = load_preset(name, arguments.overrides)
-    answer = {"preset": preset.name, **plan_of(preset)}
+    prices, circumstances = _prices(arguments), _circumstances(arguments)
+    preset = load_planned(name, arguments.overrides, gpu_bytes=_gpu_bytes(arguments))
+    answer = {"preset": preset.name, **plan_of(preset, prices)}
+    if arguments.simulate:
+        answer["simulation"] = _simulated(preset, prices, circumstances)
+    if arguments.plot:
+        write_plot(arguments.plot, answer)
     if arguments.json:
         print_json(answer)
     else:
-        _show_plan(preset, answer)
+        show_plan(preset.description, answer, prices)
     return EXIT_OK
 
 
-def plan_of(preset: Preset) -> dict[str, Any]:
+def plan_of(preset: Preset, prices: Prices | None = None) -> dict[str, Any]:
     """The plan of every training stage of a preset, as JSON values."""
-    stages = [
-        work
-        for stage in preset.order
-        if (work := stage_work(stage, preset.settings[stage])) is not None
-    ]
-    return dict(plan_cost(preset.model, preset.layout, stages=stages).to_json())
+    stages = planned_stages(preset)
+    return plan_cost(preset.model, preset.layout, stages=stages, prices=prices).to_json()
 
 
-def stage_work(stage: str, settings: StageSettings) -> StageWork | None:
-    """Tokens that a stage trains on and generates; None when it trains nothing.
+def _simulated(preset: Preset, prices: Prices, circumstances: Circumstances) -> dict[str, Any]:
+    stages = planned_stages(preset)
+    try:
+        return simulate(preset.model, stages, circumstances=circumstances, prices=prices)
+    except ValueError as error:
+        raise UsageError(f"--simulate: {error}") from error
 
-    A rollout is counted at its whole window: an upper bound.
+
+# flag -> (smallest, largest, whether the smallest itself is accepted)
+_RANGES = {
+    "price": (0.0, 1e6, True),
+    "utilisation": (0.0, 1.0, False),
+    "gpu_gigabytes": (1.0, 1e4, True),
+    "node_failures_per_year": (0.0, 1e6, False),
+    "restart_minutes": (0.0, 1e6, False),
+    "store_gigabytes_per_second": (0.0, 1e6, False),
+    "trials": (1, MAX_TRIALS, True),
+    "seed": (0, 2**31 - 1, True),
+}
+
+
+def _given(arguments: argparse.Namespace, name: str, scale: float = 1.0) -> Any:
+    """The flag's value times `scale`; None if it was not typed.
+
+    Raises:
+        InvalidSettingError: out of its range.
     """
-    if isinstance(settings, ReinforceSettings):
-        rollouts = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
-        tokens = rollouts * settings.window_tokens
-        return StageWork(
-            name=stage,
-            tokens=tokens,
-            window_tokens=settings.window_tokens,
-            generated_tokens=tokens,
+    value = getattr(arguments, name)
+    if value is None:
+        return None
+    low, high, includes_low = _RANGES[name]
+    if not low <= value <= high or (value == low and not includes_low):
+        sign = ">=" if includes_low else ">"
+        raise InvalidSettingError(
+            field="--" + name.replace("_", "-"),
+            value=value,
+            accepted=f"number {sign} {low:g}, <= {high:g}",
         )
-    if isinstance(settings, TrainSettings):
-        tokens = settings.steps * settings.windows_per_step * settings.window_tokens
-        return StageWork(name=stage, tokens=tokens, window_tokens=settings.window_tokens)
-    return None
+    return value * scale
 
 
-def _show_plan(preset: Preset, answer: dict[str, Any]) -> None:
-    parameters, memory = answer["parameters"], answer["memory_per_gpu"]
-    say(f"{preset.name}: {preset.description}")
-    say(f"parameters    {parameters['total']:,} ({parameters['active']:,} active per token)")
-    say(f"ranks         {answer['layout']['world_size']:,}")
-    say(f"memory / rank {size_words(memory['total'])}")
-    say(f"store         {size_words(answer['store_bytes'])}")
-    rows = [
-        [stage, f"{hours:,.2f}", f"{answer['cost'][stage]:,.0f}"]
-        for stage, hours in answer["gpu_hours"].items()
-    ]
-    show_table("estimated at 30 % of an H800's peak", ("stage", "GPU-hours", "US dollars"), rows)
+def _only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was not typed, so that the defaults stand in one place."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _prices(arguments: argparse.Namespace) -> Prices:
+    price, share = _given(arguments, "price"), _given(arguments, "utilisation")
+    return Prices(**_only_given({"per_gpu_hour": price, "utilisation": share}))
+
+
+def _gpu_bytes(arguments: argparse.Namespace) -> int:
+    size = _given(arguments, "gpu_gigabytes", 1e9)
+    return GPU_BYTES if size is None else int(size)
+
+
+def _circumstances(arguments: argparse.Namespace) -> Circumstances:
+    typed = {
+        "node_failures_per_year": _given(arguments, "node_failures_per_year"),
+        "restart_seconds": _given(arguments, "restart_minutes", 60.0),
+        "store_bytes_per_second": _given(arguments, "store_gigabytes_per_second", 1e9),
+        "trials": _given(arguments, "trials", 1),
+        "seed": _given(arguments, "seed", 1),
+    }
+    return Circumstances(**_only_given(typed))
 
 
 # ---- doctor --------------------------------------------------------------------------------------

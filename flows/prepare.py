@@ -140,9 +140,10 @@ def _check_preset(preset: Preset) -> None:
             recipe_digest(settings)
             if settings.corpus is not None:
                 _check_corpus(stage, settings.corpus)
-    if preset.layout.nodes != 1:
+    nodes = max(preset.layout_of(stage).nodes for stage in preset.order)
+    if nodes != 1:
         raise InvalidSettingError(
-            field="layout.nodes", value=preset.layout.nodes, accepted="1 with the local launcher"
+            field="layout.nodes", value=nodes, accepted="1 with the local launcher"
         )
 
 

@@ -7,6 +7,7 @@ A preset file holds
     run:      {seed: 1, order: default | paper | [stage, ...]}
     model:    {ModelConfig}
     layout:   {ParallelLayout}
+    layouts:  {<stage>: {ParallelLayout}}      what a stage changes of `layout`
     defaults: {train: {...}, <kind>: {...}}    settings shared by all stages of a kind
     stages:   {<stage>: {...}}                 settings of one stage; the most specific wins
 
@@ -14,6 +15,7 @@ A preset file holds
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,9 @@ PAPER_ORDER = (
     "export",
 )
 NAMED_ORDERS: Mapping[str, Sequence[str]] = {"default": DEFAULT_ORDER, "paper": PAPER_ORDER}
-_SECTIONS = ("description", "extends", "run", "model", "layout", "defaults", "stages")
+_SECTIONS = (
+    "description", "extends", "run", "model", "layout", "layouts", "defaults", "stages",
+)  # fmt: skip
 _RUN_FIELDS = ("seed", "order")
 _MAX_SEED = 2**31 - 1
 _ANY_TRAINING = "train"
@@ -61,6 +65,12 @@ class Preset:
     model: ModelConfig
     layout: ParallelLayout
     settings: Mapping[str, StageSettings]
+    layout_changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def layout_of(self, stage: str) -> ParallelLayout:
+        """How the job of `stage` is spread over ranks."""
+        changes = self.layout_changes.get(stage, {})
+        return ParallelLayout.model_validate({**self.layout.model_dump(), **changes})
 
     def to_document(self) -> Document:
         """Plain JSON values, in the form of a preset file without defaults."""
@@ -69,6 +79,7 @@ class Preset:
             "run": {"seed": self.seed, "order": list(self.order)},
             "model": self.model.model_dump(mode="json"),
             "layout": self.layout.model_dump(mode="json"),
+            "layouts": {stage: dict(changes) for stage, changes in self.layout_changes.items()},
             "stages": {s: self.settings[s].model_dump(mode="json") for s in self.order},
         }
 
@@ -121,6 +132,7 @@ def resolve(name: str, document: Mapping[str, Any]) -> Preset:
         model=validated(ModelConfig, _section(document, "model"), prefix="model"),
         layout=validated(ParallelLayout, _section(document, "layout"), prefix="layout"),
         settings=settings,
+        layout_changes=_layout_changes(document, order),
     )
     _check_layout(preset)
     return preset
@@ -193,12 +205,12 @@ def split_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 def _set(document: Document, path: tuple[str, ...], value: Any) -> None:
     section = path[0]
-    if section in ("run", "model", "layout"):
+    if section in ("run", "model", "layout", "layouts"):
         _assign(document.setdefault(section, {}), path, value)
         return
     order = _checked_order(_section(document, "run").get("order", "default"))
     if section not in order:
-        raise unknown_name("setting", ".".join(path), ["run", "model", "layout", *order])
+        raise unknown_name("setting", ".".join(path), ["run", "model", "layout", "layouts", *order])
     stages = document.setdefault("stages", {})
     if len(path) > 2:
         resolved = _stage_settings(document, section).model_dump(mode="json")
@@ -289,6 +301,17 @@ def _stage_settings(document: Mapping[str, Any], stage: str) -> StageSettings:
     values = {**values, **_section(defaults, kind.name)}
     values |= _section(_section(document, "stages"), stage)
     return validated(kind.settings, values, prefix=stage)
+
+
+def _layout_changes(document: Mapping[str, Any], order: tuple[str, ...]) -> dict[str, Document]:
+    """What each stage changes of the run's layout, checked together with it."""
+    every = _section(document, "layout")
+    changes = _section(document, "layouts")
+    _check_stage_names(changes, order)
+    for stage in changes:
+        own = _section(changes, stage)
+        validated(ParallelLayout, {**every, **own}, prefix=f"layouts.{stage}")
+    return {stage: _section(changes, stage) for stage in changes if stage in order}
 
 
 def _check_families(settings: Mapping[str, StageSettings]) -> None:

@@ -3,11 +3,15 @@
 Source of the fields: config.json of MiniMax-M1 (released configuration), named by meaning.
 """
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAYER_KINDS = ("lightning", "softmax")
+Recompute = Literal["none", "selective", "full"]
+LARGEST_CONTEXT = 1024
+LARGEST_NODES = 100_000
+RECOMPUTE_CHOICES: tuple[Recompute, ...] = get_args(Recompute)
 
 
 class ModelConfig(BaseModel):
@@ -94,12 +98,17 @@ class ParallelLayout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
+    nodes: int = Field(1, ge=1, le=LARGEST_NODES, description="Machines.")
     processes_per_node: int = Field(1, ge=1, le=64, description="Ranks per machine.")
     tensor: int = Field(1, ge=1, le=64, description="Tensor-parallel ranks.")
     pipeline: int = Field(1, ge=1, le=256, description="Pipeline-parallel ranks.")
-    context: int = Field(1, ge=1, le=1024, description="Context-parallel ranks.")
+    context: int = Field(1, ge=1, le=LARGEST_CONTEXT, description="Context-parallel ranks.")
     expert: int = Field(1, ge=1, le=1024, description="Expert-parallel ranks.")
+    recompute: Recompute = Field(
+        "none",
+        description="Forward work done again in backward to save memory: none, the experts "
+        "(selective) or whole layers (full).",
+    )
 
     @model_validator(mode="after")
     def _ranks_divide(self) -> Self:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import inf
 
 from m1.model.config import ModelConfig
-from m1.model.cost import prefill_flops_per_token
+from m1.model.cost.flops import prefill_flops_per_token
 
 
 def layers_per_rank(model: ModelConfig, ranks: int, *, window_tokens: int) -> list[int]:

@@ -110,6 +110,7 @@ def megatron_config(
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=1,
+        **_recompute_options(layout),
     )
 
 
@@ -124,6 +125,19 @@ def _pipeline_layout(
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
     return stages
+
+
+def _recompute_options(layout: ParallelLayout) -> dict[str, Any]:
+    """Megatron's names for `layout.recompute`."""
+    if layout.recompute == "none":
+        return {}
+    if layout.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    }
 
 
 def _attention_spec(kind: str) -> ModuleSpec:

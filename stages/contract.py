@@ -58,7 +58,7 @@ class StageSpec:
     settings: Mapping[str, Any]
     all_settings: Mapping[str, Mapping[str, Any]]
     model: Mapping[str, Any]
-    layout: Mapping[str, int]
+    layout: Mapping[str, Any]
     parents: Mapping[str, ParentRef]
     resume: ResumePoint | None = None
     spec_version: int = SPEC_VERSION

@@ -24,7 +24,7 @@ from m1.stages.rl.curriculum import Curriculum
 from m1.stages.rl.health import check_gap, check_loops
 from m1.stages.rl.log import RolloutStatistics, log_rollouts, log_updates
 from m1.stages.rl.rollout import Group, Prompts, roll_out, stable_seed
-from m1.stages.rl.update import policy_objective, to_batch, weighted_samples
+from m1.stages.rl.update import policy_objective, to_micro_batches, weighted_samples
 from m1.stages.rl.windows import WindowLadder
 from m1.stages.settings import ReinforceSettings
 from m1.stages.training.evaluation import (
@@ -176,8 +176,10 @@ def _update(
     rank, world = data_rank()
     reports = []
     for index in range(updates):
-        batch = to_batch(samples[index::updates], rank, world)
-        reports.append(trainer.step([batch], learning_rate=rate, loss=loss))
+        batches = to_micro_batches(
+            samples[index::updates], rank=rank, world=world, windows=settings.micro_batch_windows
+        )
+        reports.append(trainer.step(batches, learning_rate=rate, loss=loss))
         if index == 0:
             gap = reports[0].sums["gap"] / reports[0].tokens
             check_gap(gap, largest=settings.largest_gap_nats, step=step)

@@ -46,15 +46,25 @@ def _tokens(samples: Sequence[Sample]) -> int:
     return max(1, sum(len(sample.response_token_ids) for sample in samples))
 
 
-def to_batch(everyone: Sequence[Weighted], rank: int, world: int) -> MicroBatch:
-    """This rank's sequences, padded on the right; only responses count.
+def to_micro_batches(
+    everyone: Sequence[Weighted], *, rank: int, world: int, windows: int
+) -> list[MicroBatch]:
+    """This rank's sequences in batches of at most `windows`.
 
-    A rank without a sequence of its own takes the first one with a mask of zero, so that all
-    ranks take part in every collective.
+    All ranks make equally many, so that all take part in every collective: one that has fewer
+    sequences fills up with the first one under a mask of zero.
     """
+    count = -(-len(everyone) // (world * windows))
     own = everyone[rank::world]
-    counts = 1.0 if own else 0.0
-    chosen = own or everyone[:1]
+    batches = []
+    for index in range(count):
+        part = own[index * windows : (index + 1) * windows]
+        batches.append(_to_batch(part or everyone[:1], counts=1.0 if part else 0.0))
+    return batches
+
+
+def _to_batch(chosen: Sequence[Weighted], *, counts: float) -> MicroBatch:
+    """Sequences padded on the right; only responses count."""
     longest = max(len(s.prompt_token_ids) + len(s.response_token_ids) for s, _ in chosen)
     shape = (len(chosen), longest)
     tokens = torch.zeros(shape, dtype=torch.long)

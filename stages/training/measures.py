@@ -21,7 +21,7 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from torch import Tensor
 
 from m1.model.config import ModelConfig
-from m1.model.cost import training_flops_per_token
+from m1.model.cost.flops import training_flops_per_token
 from m1.model.spec import HybridModel
 
 #: Dense bf16 peak by name of the device, in FLOP/s (NVIDIA's data sheets, without sparsity).

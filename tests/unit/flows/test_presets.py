@@ -69,6 +69,21 @@ def test_overrides_reach_every_section():
     assert changed.order == PAPER_ORDER
 
 
+def test_a_stage_may_have_a_layout_of_its_own():
+    preset = load_preset("full", ["layouts.sft.context=4", "layout.nodes=128"])
+
+    assert preset.layout_of("sft").context == 4
+    assert preset.layout_of("pretrain").context == preset.layout.context == 2
+    assert preset.layout_of("extend-1m").pipeline == 4
+    assert {preset.layout_of(stage).world_size for stage in preset.order} == {1024}
+
+
+def test_the_run_layout_still_rules_what_a_stage_does_not_change():
+    stored = resolve("full", load_preset("full").to_document())
+
+    assert apply_overrides(stored, ["layout.nodes=128"]).layout_of("extend-1m").nodes == 128
+
+
 @pytest.mark.parametrize(
     ("override", "field", "accepted"),
     [
@@ -83,6 +98,11 @@ def test_overrides_reach_every_section():
         ("reinforce-40k.tasks.mx_fold.share=2", "reinforce-40k.tasks", "max_fold"),
         ("reinforce-40k.tasks.max_fold.shre=2", "reinforce-40k.tasks.max_fold.shre", "share"),
         ("layout.tensor=3", "layout", "cannot be split"),
+        ("layout.recompute=all", "layout.recompute", "'selective' or 'full'"),
+        ("layouts.sft.tensor=0", "layouts.sft.tensor", ">= 1"),
+        ("layouts.sft.tenser=2", "layouts.sft.tenser", "did you mean 'tensor'"),
+        ("layouts.sf.tensor=2", "stage", "did you mean 'sft'"),
+        ("layouts.sft=2", "sft", "settings by name"),
         ("run.seed=-1", "run.seed", ">= 0"),
         ("run.sed=1", "setting", "run.seed"),
         ("run.order=[curate, sft]", "run.order", "pretrain before it"),

@@ -12,7 +12,7 @@ from m1.stages.rl.advantage import group_advantages, judged_advantages, reward
 from m1.stages.rl.curriculum import FLOOR, Curriculum
 from m1.stages.rl.health import check_gap, check_loops, loop_share, repeated_share, same_share
 from m1.stages.rl.rollout import Group, Sample
-from m1.stages.rl.update import policy_objective, to_batch, weighted_samples
+from m1.stages.rl.update import policy_objective, to_micro_batches, weighted_samples
 from m1.stages.rl.windows import CONVERGED_STEPS, WindowLadder
 from m1.stages.settings import ReinforceSettings, TaskMix
 
@@ -245,7 +245,7 @@ def test_the_loss_of_a_batch_is_minus_the_weighted_mean_of_the_objective() -> No
     """Equation 4 by hand: on the first update every ratio is 1."""
     chosen = settings(normaliser="group")
     weighted = weighted_samples(GROUPS, normaliser="group")
-    batch = to_batch(weighted, 0, 1)
+    [batch] = to_micro_batches(weighted, rank=0, world=1, windows=8)
     logprobs_BT = batch["behaviour_BT"].clone().requires_grad_()
     loss, sums = policy_objective(chosen)(logprobs_BT, batch)
     tokens = float(batch["loss_mask_BT"].sum())
@@ -259,8 +259,13 @@ def test_the_loss_of_a_batch_is_minus_the_weighted_mean_of_the_objective() -> No
     assert float(sums["ratio_max"]) == 1.0
 
 
-def test_ranks_share_the_samples_and_a_rank_without_one_counts_nothing() -> None:
+@pytest.mark.parametrize(("world", "windows"), [(1, 2), (2, 2), (2, 8), (6, 1)])
+def test_ranks_share_the_samples_in_equally_many_micro_batches(world: int, windows: int) -> None:
     weighted = weighted_samples(GROUPS, normaliser="batch")
-    parts = [to_batch(weighted, rank, 6) for rank in range(6)]
-    assert sum(float(part["loss_mask_BT"].sum()) for part in parts) == 39
-    assert float(parts[5]["loss_mask_BT"].sum()) == 0
+    parts = [
+        to_micro_batches(weighted, rank=rank, world=world, windows=windows) for rank in range(world)
+    ]
+    assert {len(batches) for batches in parts} == {-(-5 // (world * windows))}
+    every = [batch for batches in parts for batch in batches]
+    assert all(batch["tokens_BT"].shape[0] <= windows for batch in every)
+    assert sum(float(batch["loss_mask_BT"].sum()) for batch in every) == 39
