@@ -1,0 +1,234 @@
+"""Runs programs inside a sandbox: the first process in there. Standard library only.
+
+It gives up its rights, says that it is ready, takes a program, and forks one child per invocation.
+It judges nothing and knows no expected answer. Whoever takes it over gains a voice that could
+already say anything: the program's own output. When its channel closes, everything here dies.
+"""
+
+import json
+import os
+import select
+import shutil
+import site
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from . import execute, lockdown  # noqa: TID251 - inside, this folder is not part of m1
+
+_HEADER_BYTES = 4
+_CHUNK_BYTES = 1 << 16
+_POLL_SECONDS = 0.05
+
+
+class Channel:
+    """Length-prefixed JSON over the one descriptor that leads outside."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self.descriptor = descriptor
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """One message."""
+        body = json.dumps(message).encode()
+        self._socket.sendall(len(body).to_bytes(_HEADER_BYTES, "big") + body)
+
+    def receive(self) -> dict[str, Any] | None:
+        """One message; None when the outside has gone."""
+        header = self._read(_HEADER_BYTES)
+        body = header and self._read(int.from_bytes(header, "big"))
+        return json.loads(body) if body else None
+
+    def _read(self, size_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        while size_bytes:
+            part = self._socket.recv(min(size_bytes, 1 << 20))
+            if not part:
+                return b""
+            parts.append(part)
+            size_bytes -= len(part)
+        return b"".join(parts)
+
+
+class Harness:
+    """One session from the inside."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._work = Path(config["work"])
+        self._channel = Channel(config["channel"])
+        self._files: dict[str, bytes] = {}
+
+    def serve(self) -> None:
+        """Answer until the channel closes."""
+        self._channel.send({"ready": True})
+        while (message := self._channel.receive()) is not None:
+            if "files" in message:
+                self._files = {name: _bytes(text) for name, text in message["files"].items()}
+                self._lay_out()
+                self._channel.send({"loaded": True})
+                continue
+            answer = self._invoke(message)
+            if answer is None:
+                return
+            self._lay_out()  # if it cannot be done the session ends here, with the guilty one
+            self._channel.send(answer)
+
+    def _lay_out(self) -> None:
+        """The program's files and nothing else: one invocation leaves the next one nothing."""
+        for path in self._work.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for name, content in self._files.items():
+            path = self._work / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def _invoke(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
+        stdin = _unlinked_file(self._work / ".stdin", _bytes(message.get("stdin", "")))
+        readers, writers = {}, {"stdin": stdin}
+        for name in ("stdout", "stderr", "value"):
+            readers[name], writers[name] = os.pipe()
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            execute.become_program(self._config, message, writers)
+        for descriptor in writers.values():
+            os.close(descriptor)
+        watched = _Child(child, readers, self._config["output_bytes"], self._channel.descriptor)
+        try:
+            return watched.watch(started, message["wall_seconds"])
+        finally:
+            watched.forget()
+
+
+class _Child:
+    """A running child, what it has said so far, and its end."""
+
+    def __init__(
+        self, process: int, readers: Mapping[str, int], output_bytes: int, channel: int
+    ) -> None:
+        self._process = process
+        self._output_bytes = output_bytes
+        self._channel = channel
+        self._names = {descriptor: name for name, descriptor in readers.items()}
+        self._said = {name: bytearray() for name in readers}
+        self._poll = select.poll()
+        self._end = os.pidfd_open(process)
+        for descriptor in (*self._names, self._end):
+            self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(channel, 0)  # only its hang-up
+        for descriptor in self._names:
+            os.set_blocking(descriptor, False)
+
+    def watch(self, started: float, wall_seconds: float) -> dict[str, Any] | None:
+        """Read until it ends or must be ended; None when the outside has gone."""
+        ending = self._until_over(started + wall_seconds)
+        wall = time.monotonic() - started
+        exit_code, cpu = self._kill_everything()
+        if ending == "gone":
+            return None
+        for descriptor in self._names:
+            while self._read(descriptor):
+                pass
+        if self._is_too_loud():
+            ending = "output"
+        value = self._said["value"].decode("utf-8", "replace") or None
+        return {
+            "ending": ending,
+            "exit_code": exit_code,
+            "stdout": _text(self._said["stdout"][: self._output_bytes]),
+            "stderr": _text(self._said["stderr"][: self._output_bytes]),
+            "value": None if ending == "output" else value,
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
+        }
+
+    def forget(self) -> None:
+        """Close what was opened."""
+        for descriptor in (*self._names, self._end):
+            os.close(descriptor)
+
+    def _until_over(self, deadline: float) -> str:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return "wall time"
+            for descriptor, event in self._poll.poll(1000 * min(left, _POLL_SECONDS)):
+                if descriptor == self._channel:
+                    return "gone"
+                if descriptor == self._end:
+                    return "exited"
+                if event & select.POLLIN:
+                    self._read(descriptor)
+                else:
+                    self._poll.unregister(descriptor)
+            if self._is_too_loud():
+                return "output"
+
+    def _read(self, descriptor: int) -> bool:
+        if self._is_too_loud():
+            return False
+        try:
+            part = os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        self._said[self._names[descriptor]] += part
+        return bool(part)
+
+    def _is_too_loud(self) -> bool:
+        return sum(map(len, self._said.values())) > self._output_bytes
+
+    def _kill_everything(self) -> tuple[int | None, float]:
+        """Kill whatever the child started, until nothing is left; exit code and CPU seconds."""
+        exit_code, cpu = None, 0.0
+        while True:
+            process, status, usage = _kill_and_reap()
+            if process == 0:
+                return exit_code, cpu
+            cpu += usage.ru_utime + usage.ru_stime
+            if process == self._process:
+                exit_code = os.waitstatus_to_exitcode(status)
+
+
+def _kill_and_reap() -> tuple[int, int, Any]:
+    lockdown.kill_all_others()
+    try:
+        return os.wait4(-1, 0)
+    except ChildProcessError:
+        return 0, 0, None
+
+
+def _unlinked_file(path: Path, content: bytes) -> int:
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    path.unlink()
+    return descriptor
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("latin-1")
+
+
+def _text(content: bytes | bytearray) -> str:
+    return content.decode("latin-1")
+
+
+def main() -> None:
+    """Lock down, import what was asked for, serve. Never returns into an interpreter's clean-up."""
+    config = json.loads(sys.argv[1])
+    os.chdir("/")
+    sys.path[:] = [*config["import_paths"], *sys.path[1:]]  # the first led to this file
+    site.setquit()  # type: ignore[attr-defined]  # `-S` leaves out exit() and quit()
+    lockdown.lock_down(config)
+    for name in config["preload"]:
+        import_module(name)
+    Harness(config).serve()
+    lockdown.kill_all_others()
+    os._exit(0)
