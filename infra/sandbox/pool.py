@@ -41,7 +41,7 @@ class WarmPool:
         self._lendable = threading.Semaphore(at_once or len(os.sched_getaffinity(0)))
         self._sessions: deque[Session] = deque()
         self._being_started = 0
-        self._last_error: SandboxFailedError | None = None
+        self._last_error: Exception | None = None
         self._is_closed = False
         self._changed = threading.Condition()
         self._threads = [
@@ -118,7 +118,7 @@ class WarmPool:
             session: Session | None = None
             try:
                 session = self._sandbox.start()
-            except SandboxFailedError as error:
+            except (SandboxFailedError, OSError) as error:
                 self._last_error = error
                 time.sleep(_RETRY_SECONDS)
             finally:

@@ -61,7 +61,7 @@ class ChannelSession:
         self._is_closed = False
 
     def load(self, program: Program) -> None:
-        """Hand over the program.
+        """Hand over the program; one that cannot be laid out ends the session: its own doing.
 
         Raises:
             SandboxFailedError: the sandbox is no longer there.
@@ -76,7 +76,7 @@ class ChannelSession:
         except (OSError, ValueError) as error:
             raise SandboxFailedError(f"the sandbox did not take the program: {error}") from error
         if answer.get("loaded") is not True:
-            raise SandboxFailedError("the sandbox did not take the program")
+            self.close()
 
     def invoke(self, invocation: Invocation) -> Outcome:
         """Run the program once; a session that has ended answers BROKEN."""

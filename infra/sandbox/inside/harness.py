@@ -69,14 +69,20 @@ class Harness:
         while (message := self._channel.receive()) is not None:
             if "files" in message:
                 self._files = {name: _bytes(text) for name, text in message["files"].items()}
-                self._lay_out()
-                self._channel.send({"loaded": True})
+                self._channel.send({"loaded": self._can_lay_out()})
                 continue
             answer = self._invoke(message)
             if answer is None:
                 return
             self._lay_out()  # if it cannot be done the session ends here, with the guilty one
             self._channel.send(answer)
+
+    def _can_lay_out(self) -> bool:
+        try:
+            self._lay_out()
+        except (OSError, ValueError):  # too large, or named so that it would lie elsewhere
+            return False
+        return True
 
     def _lay_out(self) -> None:
         """The program's files and nothing else: one invocation leaves the next one nothing."""
