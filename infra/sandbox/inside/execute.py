@@ -1,15 +1,21 @@
 """What a forked child does: one invocation of one program, and never return. Stdlib only."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import os
+import pkgutil  # noqa: F401 - runpy would import it in every child
 import runpy
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
 
 from . import lockdown  # noqa: TID251 - inside, this folder is not part of m1
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
 SOLUTION = "solution.py"
 _FAILED = 1

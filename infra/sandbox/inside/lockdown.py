@@ -3,12 +3,17 @@
 Called by the harness before it has seen any program, and again in each child that will run one.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import resource
 import signal
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVILEGES = 4, 22, 36, 38
 _SECCOMP_MODE_FILTER = 2
