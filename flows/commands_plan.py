@@ -15,7 +15,9 @@ from m1.flows.commands_look import print_json
 from m1.flows.commands_run import store_of
 from m1.flows.preset import Preset, load_preset, preset_names
 from m1.flows.screen import say, show_table, size_words
-from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, M1Error
+from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, M1Error, SandboxUnavailableError
+from m1.infra.sandbox.open_sandbox import find_isolation
+from m1.infra.sandbox.protocol import SandboxLimits
 from m1.infra.settings import load_environment
 from m1.model.cost import StageWork
 from m1.model.cost import plan as plan_cost
@@ -166,13 +168,11 @@ def _gpus() -> str:
 
 
 def _sandbox() -> dict[str, Any]:
-    found = shutil.which("bwrap")
-    return _check(
-        "bubblewrap",
-        found or "-",
-        ok=found is not None,
-        hint="needed to run code that a model wrote",
-    )
+    try:
+        found = find_isolation(SandboxLimits())
+    except SandboxUnavailableError as error:
+        return _check("sandbox", "-", ok=False, hint=f"apt install bubblewrap; {error}")
+    return _check("sandbox", type(found).__name__)
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:
