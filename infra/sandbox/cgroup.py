@@ -15,6 +15,7 @@ from m1.infra.sandbox.protocol import Ending, SandboxLimits
 ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("memory", "pids", "cpuacct")
 _REMOVE_SECONDS = 2.0
+_PREFIX = "m1-sandbox"
 _numbers = itertools.count()
 
 
@@ -90,7 +91,18 @@ def find_parents(root: Path = ROOT, own: str | None = None) -> dict[str, Path] |
         {name: root / name for name in _CONTROLLERS},
         dict.fromkeys(_CONTROLLERS, unified.parent if unified != root else root),
     ]
-    return next((parents for parents in candidates if _is_usable(parents)), None)
+    usable = next((parents for parents in candidates if _is_usable(parents)), None)
+    for parent in set((usable or {}).values()):
+        _sweep(parent)
+    return usable
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what processes left that were killed before they could; the kernel keeps full ones."""
+    for folder in parent.glob(f"{_PREFIX}-*"):
+        if not Path("/proc", folder.name.split("-")[2]).exists():
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _own_groups(text: str) -> dict[str, str]:
@@ -120,7 +132,7 @@ def make_group(parents: dict[str, Path], limits: SandboxLimits) -> ControlGroup:
     Raises:
         SandboxFailedError: the kernel refused.
     """
-    name = f"m1-sandbox-{os.getpid()}-{next(_numbers)}"
+    name = f"{_PREFIX}-{os.getpid()}-{next(_numbers)}"
     try:
         folders = _make(parents, name)
         values = {
