@@ -492,6 +492,26 @@ else:
         endings=(Ending.EXITED, Ending.DISK),
     ),
     Attack(
+        name="disk-bomb-of-mapped-files",
+        source="""
+libc.mmap.restype = ctypes.c_void_p
+for number in range(50):
+    try:
+        file = os.open("file", os.O_CREAT | os.O_RDWR)
+        os.write(file, bytes(2 << 20))
+        libc.mmap(None, ctypes.c_size_t(2 << 20), 1, 1, file, ctypes.c_long(0))
+        os.close(file)
+        os.unlink("file")
+    except OSError as error:
+        print("REFUSED", error.errno)
+        break
+    time.sleep(0.01)
+else:
+    print("DONE")
+""",
+        endings=(Ending.EXITED, Ending.DISK, Ending.MEMORY),
+    ),
+    Attack(
         name="many-small-files",
         source="""
 for number in range(1_000_000):

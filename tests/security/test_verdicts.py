@@ -213,16 +213,20 @@ def test_files_that_cannot_be_laid_out_are_the_programs_fault(pool: WarmPool, fi
     assert judgement.verdict is Verdict.FAIL
 
 
-def test_preloaded_modules_are_there_at_once(kind) -> None:
-    sandbox = kind(replace(LIMITS, wall_seconds=20.0), preload=("decimal",))
-    with sandbox.start() as session:
-        session.load(Program())
+def test_a_preloaded_module_is_imported_before_the_program_comes(kind) -> None:
+    look = Program(source="import sys\nprint('fractions' in sys.modules)")
+    call = Call(function="gcd", arguments=(12, 18), module="math")
+    limits = replace(LIMITS, wall_seconds=20.0)
 
-        call = Call(function="Decimal", arguments=("0.5",), module="decimal")
-        outcome = session.invoke(replace(call, function="getcontext", arguments=()))
+    said = []
+    for preload in ((), ("fractions",)):
+        with kind(limits, preload=preload).start() as session:
+            session.load(look)
+            said.append(session.invoke(Script()).stdout)
+            value = session.invoke(call).value_json
 
-    assert outcome.exit_code == 1  # a context is no JSON value, but it was found and called
-    assert b"not JSON serializable" in outcome.stderr
+    assert said == [b"False\n", b"True\n"]
+    assert value == "6"
 
 
 def test_nothing_outlives_the_process_that_started_it(kind) -> None:
