@@ -15,7 +15,7 @@ from m1.infra.errors import SandboxFailedError
 from m1.infra.sandbox.pool import WarmPool
 from m1.infra.sandbox.protocol import Call, Command, Ending, Program, Script, Verdict
 from m1.infra.sandbox.suite import CallCase, TextCase, judge
-from tests.security.conftest import LIMITS, wait_for
+from tests.security.conftest import LIMITS, Host, wait_for
 
 ADD = [TextCase(stdin="1 2\n", expected="3\n"), TextCase(stdin="20 22\n", expected="42\n")]
 ADD_CALLS = [
@@ -229,7 +229,7 @@ def test_a_preloaded_module_is_imported_before_the_program_comes(kind) -> None:
     assert value == "6"
 
 
-def test_nothing_outlives_the_process_that_started_it(kind) -> None:
+def test_nothing_outlives_the_process_that_started_it(kind, host: Host) -> None:
     source = f"""
         import os, signal, sys, threading
         from m1.infra.sandbox.{kind.__module__.rpartition(".")[2]} import {kind.__name__}
@@ -243,7 +243,11 @@ def test_nothing_outlives_the_process_that_started_it(kind) -> None:
         """
     launcher = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(source)],
-        env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]},
+        env={
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PATH": os.environ["PATH"],
+            "TMPDIR": str(host.secret.parent),  # where every user may pass
+        },
         stdin=subprocess.PIPE,
     )
     assert launcher.stdin is not None
