@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1.infra.errors import (
@@ -88,6 +88,7 @@ def test_the_filter_answers_as_the_table_says(machine: str, network: bool) -> No
             assert answer == ALLOW
 
 
+@settings(deadline=None)  # a busy machine is no bug
 @given(
     flags=st.integers(0, 2**32 - 1),
     family=st.integers(0, 60),
@@ -290,6 +291,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(left=JSON_VALUES, right=JSON_VALUES)
 def test_values_without_floats_are_compared_exactly(left: object, right: object) -> None:
     import json
