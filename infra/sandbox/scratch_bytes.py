@@ -12,14 +12,16 @@ _ENTRY_BYTES = 4096  # names are not free either
 _BLOCK_BYTES = 512  # the unit of st_blocks
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes on disk of everything that has a name below a folder."""
+def folder_bytes(folder: Path, enough_bytes: int) -> int:
+    """Bytes on disk of everything that has a name below a folder; stops above `enough_bytes`."""
     total, waiting = 0, [os.fspath(folder)]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     total += _ENTRY_BYTES + _bytes_of_entry(entry)
+                    if total > enough_bytes:
+                        return total
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except (FileNotFoundError, NotADirectoryError):

@@ -38,7 +38,7 @@ class TreeWatch:
 
     def _scratch_bytes(self, scratch: Path, tree: list[psutil.Process]) -> int:
         hidden = sum(hidden_bytes(p.pid, scratch, self._limits.file_bytes) for p in tree)
-        return folder_bytes(scratch) + hidden
+        return folder_bytes(scratch, self._limits.file_bytes) + hidden
 
 
 def processes_below(root: int) -> list[psutil.Process]:
