@@ -23,8 +23,11 @@ from m1.infra.errors import (
     EXIT_STAGE_FAILED,
     InvalidSettingError,
     M1Error,
+    SandboxUnavailableError,
     UsageError,
 )
+from m1.infra.sandbox.open_sandbox import find_isolation
+from m1.infra.sandbox.protocol import SandboxLimits
 from m1.infra.settings import load_environment
 from m1.model.cost.memory import GPU_BYTES
 from m1.model.cost.plan import Prices
@@ -211,13 +214,11 @@ def _gpus() -> str:
 
 
 def _sandbox() -> dict[str, Any]:
-    found = shutil.which("bwrap")
-    return _check(
-        "bubblewrap",
-        found or "-",
-        ok=found is not None,
-        hint="needed to run code that a model wrote",
-    )
+    try:
+        found = find_isolation(SandboxLimits())
+    except SandboxUnavailableError as error:
+        return _check("sandbox", "-", ok=False, hint=f"apt install bubblewrap; {error}")
+    return _check("sandbox", type(found).__name__)
 
 
 def _store(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 M1Error
 ├── UsageError                 the person asked for the impossible: exit 2, never retried
 │   ├── InvalidSettingError      one field, its value, what is accepted
-│   └── SettingsChangedError     resume with other settings than the run was started with
+│   ├── SettingsChangedError     resume with other settings than the run was started with
+│   └── SandboxUnavailableError  nothing here can isolate untrusted code: it is not run at all
+├── SandboxFailedError         the sandbox broke, not the program in it: the sample is masked
 ├── StageFailedError           a stage ended without a verified commit: exit 3
 │   └── BadInputError            the input of a stage is unusable: exit 65, never retried
 ├── PreemptedError             stopped after a checkpoint: exit 75, retried, not counted
@@ -71,6 +73,14 @@ class SettingsChangedError(UsageError):
         )
         self.run = run
         self.changes = dict(changes)
+
+
+class SandboxUnavailableError(UsageError):
+    """This machine cannot isolate untrusted code; the message names what is missing."""
+
+
+class SandboxFailedError(M1Error):
+    """A sandbox could not be started, or broke before it had a program. May be retried."""
 
 
 class StageFailedError(M1Error):
