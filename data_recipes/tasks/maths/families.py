@@ -244,9 +244,10 @@ class MeanSpeed(Puzzle):
     @override
     @classmethod
     def draw(cls, rng: random.Random, difficulty: int) -> Self:
-        return cls(
-            legs=tuple((rng.randint(2, 400), rng.randint(5, 200)) for _ in range(difficulty))
-        )
+        legs = tuple((rng.randint(2, 400), rng.randint(5, 200)) for _ in range(difficulty))
+        way, minutes = sum(way for way, _ in legs), sum(minutes for _, minutes in legs)
+        is_tie = 12_000 * way % (2 * minutes) == minutes  # the second decimal could be either
+        return cls.draw(rng, difficulty) if is_tie else cls(legs=legs)
 
     @property
     @override

@@ -60,6 +60,11 @@ class _Worker:
             self.kill()
             raise _WorkerLostError("it compares wrongly")
 
+    @property
+    def process_id(self) -> int:
+        """Of the worker, which leads a process group of its own."""
+        return self._process.pid
+
     def ask(self, request: dict[str, Any]) -> Outcome:
         """The worker's verdict on one request."""
         assert self._process.stdin is not None
@@ -132,6 +137,13 @@ class ComparerProcess:
             if not self._has_worked:
                 raise StageFailedError("the maths worker does not work: is math-verify installed?")
             return "infra_error"
+
+    @property
+    def process_id(self) -> int:
+        """Of the worker, which is started if there is none: for whoever watches what it uses."""
+        with self._lock:
+            self._worker = self._worker or _Worker()
+            return self._worker.process_id
 
     def close(self) -> None:
         """End the worker; the next comparison starts another one."""

@@ -35,6 +35,7 @@ HOSTILE = {
     "dashes": "-" * MAXIMUM_ANSWER_CHARACTERS,
     "labels": "A:1 " * (MAXIMUM_ANSWER_CHARACTERS // 4),
     "numbers": "1 " * (MAXIMUM_ANSWER_CHARACTERS // 2),
+    "spaced-label": "A" + " " * 4000 + ":",
     "moves": "RL" * (MAXIMUM_ANSWER_CHARACTERS // 2),
     "powers": "9**9**9**9",
     "code": "__import__('os').abort()",
