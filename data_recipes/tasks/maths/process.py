@@ -163,9 +163,18 @@ class ComparerProcess:
             self._worker = None
 
 
-@cache
 def shared_comparer() -> ComparerProcess:
-    """The comparer of this process; ended when the interpreter ends."""
+    """The comparer of this process; ended when the interpreter ends. A fork gets its own."""
+    return _comparer_of(os.getpid())
+
+
+@cache
+def _comparer_of(process_id: int) -> ComparerProcess:
     comparer = ComparerProcess()
-    atexit.register(comparer.close)
+
+    def close() -> None:
+        if os.getpid() == process_id:  # a fork inherits this call, but the worker is not its own
+            comparer.close()
+
+    atexit.register(close)
     return comparer

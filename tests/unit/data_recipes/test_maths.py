@@ -4,6 +4,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -137,6 +139,27 @@ def test_a_killed_worker_is_replaced_and_the_answer_judged(comparer: ComparerPro
     os.kill(comparer.process_id, signal.SIGKILL)
 
     assert comparer.compare("1", "1.0") == "pass"
+
+
+def test_a_fork_has_a_worker_of_its_own_and_leaves_the_other_alone() -> None:
+    code = (
+        "import os, sys\n"
+        "from m1.data_recipes.tasks.maths.process import shared_comparer\n"
+        "worker = shared_comparer().process_id\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    is_own = shared_comparer().process_id != worker\n"
+        "    sys.exit(0 if is_own and shared_comparer().compare('1', '1.0') == 'pass' else 1)\n"
+        "status = os.waitpid(child, 0)[1]\n"
+        "same = shared_comparer().process_id == worker\n"
+        "print(status, same, shared_comparer().compare('1/2', '0.5'))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+
+    assert done.stdout.split() == ["0", "True", "pass"]
 
 
 def test_a_worker_that_worked_once_and_is_gone_masks_the_sample(
