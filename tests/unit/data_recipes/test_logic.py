@@ -117,6 +117,15 @@ def test_most_answers_with_one_character_exchanged_fail(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_right_answers_to_another_problem_of_the_same_shape_fail(name: str) -> None:
+    tasks = [draw(name, 4, seed) for seed in range(30)]
+    others = tasks[1:] + tasks[:1]
+    passed = sum(passes(task, other.answer) for task, other in zip(tasks, others, strict=True))
+
+    assert passed <= 10  # short paths coincide
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_draws_the_same_problem_and_another_seed_another(name: str) -> None:
     assert draw(name, 5, 3) == draw(name, 5, 3)
     assert len({draw(name, 5, seed).prompt for seed in range(20)}) > 15
