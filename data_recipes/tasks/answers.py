@@ -59,11 +59,10 @@ def picture(text: str, rows: int, columns: int, marks: str) -> list[str] | None:
 
 def labels(text: str, names: Sequence[str]) -> dict[str, str] | None:
     """`name:value` for each of `names` exactly once, in any order."""
-    pairs = [word.partition(":") for word in re.sub(r"\s*:\s*", ":", text.strip()).split()]
-    pairs = [(name, colon, value.rstrip(",;")) for name, colon, value in pairs]
-    found = {name: value for name, colon, value in pairs if colon and value}
-    is_whole = len(pairs) == len(names) and set(found) == set(names)
-    return found if is_whole else None
+    words = tokens(text.replace(":", " : "))
+    is_whole = len(words) == 3 * len(names) and set(words[1::3]) == {":"}
+    found = dict(zip(words[::3], words[2::3], strict=True)) if is_whole else {}
+    return found if set(found) == set(names) else None
 
 
 def rows_of(grid: Sequence[Sequence[object]], *, blank: object = None) -> str:

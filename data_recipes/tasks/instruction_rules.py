@@ -16,7 +16,7 @@ from typing import Any
 Reader = Callable[[str, random.Random], str | None]
 Check = Callable[[str, str], bool]
 
-_SENTENCE_END = re.compile("[.!?\u3002\uff01\uff1f]+(?=\\s|$)")  # with the full-width ones
+_SENTENCE_END = re.compile("[.!?\u3002\uff01\uff1f](?=\\s|$)")  # with the full-width ones
 _HIGHLIGHT = re.compile(r"\*[^*\n]+\*")
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _TITLE = re.compile(r"<<[^<>\n]+>>")

@@ -19,7 +19,7 @@ _APPLY: dict[str, Callable[[int, int], int]] = {
     "*": operator.mul,
 }
 _STRENGTH = {"(": 0, "+": 1, "-": 1, "*": 2}
-_WORD = re.compile(r"\s*([0-9]{1,4}|[-+*()])")
+_WORD = re.compile(r"[0-9]{1,4}|[-+*()]")
 
 
 def _reduce(values: list[int], signs: list[str], strength: int) -> bool:

@@ -135,7 +135,7 @@ class GraphColouring(Puzzle):
     @override
     @classmethod
     def draw(cls, rng: random.Random, difficulty: int) -> Self:
-        names = letters(5 + difficulty)
+        names = sorted(rng.sample(string.ascii_uppercase, 5 + difficulty))
         colours = {
             name: str(1 + index % 3) for index, name in enumerate(rng.sample(names, len(names)))
         }
@@ -254,10 +254,11 @@ class Maze(Puzzle):
     def draw(cls, rng: random.Random, difficulty: int) -> Self:
         side = 3 + difficulty
         board = [["#"] * (2 * side + 1) for _ in range(2 * side + 1)]
-        path = [(1, 1)]
+        growing = [(1, 1)]
         board[1][1] = "."
-        while path:
-            row, column = path[-1]
+        while growing:
+            here = -1 if rng.random() < 0.5 else rng.randrange(len(growing))
+            row, column = growing[here]
             ways = [
                 (dr, dc)
                 for dr, dc in _MOVES.values()
@@ -266,11 +267,11 @@ class Maze(Puzzle):
                 and board[row + 2 * dr][column + 2 * dc] == "#"
             ]
             if not ways:
-                path.pop()
+                growing.pop(here)
                 continue
             dr, dc = rng.choice(ways)
             board[row + dr][column + dc] = board[row + 2 * dr][column + 2 * dc] = "."
-            path.append((row + 2 * dr, column + 2 * dc))
+            growing.append((row + 2 * dr, column + 2 * dc))
         return cls(walls=tuple("".join(row) for row in board))
 
     @property

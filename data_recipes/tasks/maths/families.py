@@ -163,12 +163,14 @@ class PolynomialRoots(Puzzle):
     """All real roots of a polynomial with whole roots."""
 
     SIZE: ClassVar[str] = "degree"
+    factor: int
     roots: tuple[int, ...]
 
     @override
     @classmethod
     def draw(cls, rng: random.Random, difficulty: int) -> Self:
-        return cls(roots=tuple(sorted(rng.sample(range(-15, 16), 1 + difficulty))))
+        roots = sorted(rng.sample(range(-25, 26), 1 + difficulty))
+        return cls(factor=rng.randint(2, 30), roots=tuple(roots))
 
     @property
     @override
@@ -177,7 +179,7 @@ class PolynomialRoots(Puzzle):
 
     def _coefficients(self) -> list[int]:
         """From the constant upwards."""
-        found = [1]
+        found = [self.factor]
         for root in self.roots:
             found = [a - root * b for a, b in zip([0, *found], [*found, 0], strict=True)]
         return found
@@ -187,12 +189,13 @@ class PolynomialRoots(Puzzle):
         powers = ["", "x", *(f"x^{power}" for power in range(2, len(self.roots) + 1))]
         pairs = zip(self._coefficients(), powers, strict=True)
         terms = [f"{_signed(value)}{power}" for value, power in pairs if value]
-        polynomial = " ".join(terms[::-1]).removeprefix("+ 1")
+        polynomial = " ".join(terms[::-1]).removeprefix("+ ")
         return f"Find all roots of {polynomial} = 0. Put them into \\boxed{{}}, with commas."
 
     @override
     def steps(self) -> list[str]:
-        return [f"(x {_signed(-root)}) divides it" for root in self.roots]
+        divisors = [f"(x {_signed(-root)}) divides it" for root in self.roots]
+        return [f"divide by {self.factor}", *divisors]
 
     @override
     def answer(self) -> str:
@@ -241,7 +244,10 @@ class MeanSpeed(Puzzle):
     @override
     @classmethod
     def draw(cls, rng: random.Random, difficulty: int) -> Self:
-        return cls(legs=tuple((rng.randint(2, 90), rng.randint(5, 90)) for _ in range(difficulty)))
+        legs = tuple((rng.randint(2, 400), rng.randint(5, 200)) for _ in range(difficulty))
+        way, minutes = sum(way for way, _ in legs), sum(minutes for _, minutes in legs)
+        is_tie = 12_000 * way % (2 * minutes) == minutes  # the second decimal could be either
+        return cls.draw(rng, difficulty) if is_tie else cls(legs=legs)
 
     @property
     @override

@@ -60,6 +60,11 @@ class _Worker:
             self.kill()
             raise _WorkerLostError("it compares wrongly")
 
+    @property
+    def process_id(self) -> int:
+        """Of the worker, which leads a process group of its own."""
+        return self._process.pid
+
     def ask(self, request: dict[str, Any]) -> Outcome:
         """The worker's verdict on one request."""
         assert self._process.stdin is not None
@@ -133,6 +138,13 @@ class ComparerProcess:
                 raise StageFailedError("the maths worker does not work: is math-verify installed?")
             return "infra_error"
 
+    @property
+    def process_id(self) -> int:
+        """Of the worker, which is started if there is none: for whoever watches what it uses."""
+        with self._lock:
+            self._worker = self._worker or _Worker()
+            return self._worker.process_id
+
     def close(self) -> None:
         """End the worker; the next comparison starts another one."""
         with self._lock:
@@ -151,9 +163,18 @@ class ComparerProcess:
             self._worker = None
 
 
-@cache
 def shared_comparer() -> ComparerProcess:
-    """The comparer of this process; ended when the interpreter ends."""
+    """The comparer of this process; ended when the interpreter ends. A fork gets its own."""
+    return _comparer_of(os.getpid())
+
+
+@cache
+def _comparer_of(process_id: int) -> ComparerProcess:
     comparer = ComparerProcess()
-    atexit.register(comparer.close)
+
+    def close() -> None:
+        if os.getpid() == process_id:  # a fork inherits this call, but the worker is not its own
+            comparer.close()
+
+    atexit.register(close)
     return comparer

@@ -35,6 +35,7 @@ HOSTILE = {
     "dashes": "-" * MAXIMUM_ANSWER_CHARACTERS,
     "labels": "A:1 " * (MAXIMUM_ANSWER_CHARACTERS // 4),
     "numbers": "1 " * (MAXIMUM_ANSWER_CHARACTERS // 2),
+    "spaced-label": "A" + " " * 4000 + ":",
     "moves": "RL" * (MAXIMUM_ANSWER_CHARACTERS // 2),
     "powers": "9**9**9**9",
     "code": "__import__('os').abort()",
@@ -113,6 +114,15 @@ def test_most_answers_with_one_character_exchanged_fail(name: str) -> None:
         failed += not passes(task, task.answer[:place] + mark + task.answer[place + 1 :])
 
     assert failed >= 0.7 * len(tasks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_answers_to_another_problem_of_the_same_shape_fail(name: str) -> None:
+    tasks = [draw(name, 4, seed) for seed in range(30)]
+    others = tasks[1:] + tasks[:1]
+    passed = sum(passes(task, other.answer) for task, other in zip(tasks, others, strict=True))
+
+    assert passed <= 10  # short paths coincide
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -243,6 +253,51 @@ def test_the_shortest_path_is_the_shortest_of_all_simple_paths() -> None:
         best = min(lengths.values())
         for path, length in lengths.items():
             assert passes(task, " ".join(path)) == (length == best)
+
+
+def test_minesweeper_accepts_exactly_the_placements_that_fit_the_numbers() -> None:
+    for seed in range(5):
+        task = draw("minesweeper", 2, seed)
+        board = [line.split() for line in task.prompt.splitlines()[1:5]]
+        cells = list(itertools.product(range(4), range(4)))
+        hidden = [(r, c) for r, c in cells if board[r][c] == "?"]
+        for mines in itertools.combinations(hidden, 3):
+            fits = all(
+                sum(abs(r - a) <= 1 and abs(c - b) <= 1 for a, b in mines) == int(board[r][c])
+                for r, c in cells
+                if board[r][c] != "?"
+            )
+            answer = "\n".join(f"{r + 1} {c + 1}" for r, c in mines)
+            assert passes(task, answer) == fits
+
+
+def test_seating_accepts_exactly_the_tables_that_fit_the_sentences() -> None:
+    for seed in range(5):
+        task = draw("seating", 2, seed)
+        rules = re.findall(r"^(\w) (?:and (\w) )?(.*?)( of \w)?\.$", task.prompt, re.MULTILINE)
+        names = "ABCDEF"
+        for rest in itertools.permutations(names[1:]):
+            seat = {name: place for place, name in enumerate(("A", *rest))}
+            fits = all(_sits(seat, *rule) for rule in rules)
+            assert passes(task, " ".join(seat)) == fits
+
+
+def _sits(seat: dict[str, int], first: str, second: str, text: str, of: str) -> bool:
+    if "clockwise" in text:
+        return (seat[of[-1]] + 1) % 6 == seat[first]
+    apart = abs(seat[first] - seat[second])
+    if "opposite" in text:
+        return apart == 3
+    return (apart in (1, 5)) == ("not" not in text)
+
+
+def test_pairing_accepts_exactly_the_assignments_within_the_lists() -> None:
+    task = draw("pairing", 2, 3)
+    able = {line[0]: line[3:].split() for line in task.prompt.splitlines()[1:-1]}
+    for tasks in itertools.permutations("123456"):
+        fits = all(chosen in able[name] for name, chosen in zip(able, tasks, strict=True))
+        answer = " ".join(f"{name}:{chosen}" for name, chosen in zip(able, tasks, strict=True))
+        assert passes(task, answer) == fits
 
 
 def test_free_time_is_the_first_minute_that_suits_all() -> None:
