@@ -42,7 +42,7 @@ KINDS = (
     StageKind(
         name="curate",
         pattern="curate",
-        version=1,
+        version=2,
         module="m1.stages.curate",
         settings=CurateSettings,
         gives_weights=False,

@@ -20,13 +20,14 @@ from m1.data_recipes.chat import Message, parse_response, prompt_token_ids
 from m1.data_recipes.pack import TokenBatch, TokenShards, WindowPlan
 from m1.data_recipes.tasks.families import Task, make_tasks, verify
 from m1.data_recipes.tokenizer import Tokenizer
-from m1.model.decode import Decoder, Request, Sampling
+from m1.model.decode import Completion, Decoder, Request, Sampling
 from m1.model.spec import HybridModel, forward_nats
 from m1.model.whole_weights import whole_weights
 from m1.stages.settings import TaskMix
 from m1.stages.training.session import data_rank
 
 T = TypeVar("T")
+Answer = tuple[float | None, int]  # correctness, None where it could not be judged; tokens
 
 EVALUATION_SEED = 20_250_616  # ours: the same held-out problems in every stage and run
 
@@ -123,7 +124,7 @@ def answer_tasks(
     temperature: float,
     longest_tokens: int,
     copy: int = 0,
-) -> list[tuple[float, int]]:
+) -> list[Answer]:
     """Correctness and length of one answer per problem; all ranks share the work."""
     model.eval()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -139,10 +140,15 @@ def answer_tasks(
     sampling = Sampling(temperature=temperature, stop_token_ids=(tokenizer.end_of_sentence_id,))
     decoder = Decoder(whole_weights(model), model.config.hybrid, rotary_base=model.rotary_base)
     answers = [
-        (verify(task, parse_response(tokenizer, done.token_ids)).correctness, len(done.token_ids))
+        (_correctness(task, tokenizer, done), len(done.token_ids))
         for task, done in zip(own, decoder.generate(requests, sampling), strict=True)
     ]
     return interleave_ranks(gather(answers), len(tasks))
+
+
+def _correctness(task: Task, tokenizer: Tokenizer, done: Completion) -> float | None:
+    verdict = verify(task, parse_response(tokenizer, done.token_ids))
+    return None if verdict.is_masked else verdict.correctness
 
 
 def gather(own: list[T]) -> list[list[T]]:
@@ -214,9 +220,10 @@ def _places(tasks: Mapping[str, TaskMix], problems: int) -> list[tuple[str, slic
     ]
 
 
-def _share_right(answers: Sequence[tuple[float, int]], place: slice) -> float:
-    chosen = answers[place]
-    return sum(correctness for correctness, _ in chosen) / len(chosen)
+def _share_right(answers: Sequence[Answer], place: slice) -> float:
+    """Of what could be judged."""
+    judged = [correctness for correctness, _ in answers[place] if correctness is not None]
+    return sum(judged) / max(1, len(judged))
 
 
 def task_prompt(tokenizer: Tokenizer, task: Task) -> list[int]:
