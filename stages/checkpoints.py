@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from m1.infra.canonical_json import canonical_json, parse_json
-from m1.infra.errors import CorruptObjectError
+from m1.infra.errors import CorruptObjectError, NotFoundError
 from m1.infra.manifest import ObjectEntry
 from m1.infra.names import attempts_prefix
 from m1.infra.store.protocol import Store
@@ -55,18 +55,31 @@ def checkpoint_prefix(run: str, stage: str, attempt: str, step: int) -> str:
 
 
 def resume_points(store: Store, run: str, stage: str, fingerprint: str) -> Iterator[ResumePoint]:
-    """Complete checkpoints of this fingerprint over all attempts, the newest step first."""
+    """Complete checkpoints of this fingerprint over all attempts, the newest step first.
+
+    A record that is damaged, or dropped while we look, is passed over.
+    """
     prefix = attempts_prefix(run, stage)
     found = []
     for summary in store.list(prefix):
         if summary.key.endswith("/" + RECORD_NAME):
             attempt = summary.key[len(prefix) :].split("/", 1)[0]
-            body = store.get(summary.key).body
-            record = CheckpointRecord.from_bytes(body)
-            if record.fingerprint == fingerprint:
-                digest = hashlib.sha256(body).hexdigest()
-                found.append(ResumePoint(attempt=attempt, step=record.step, record_sha256=digest))
+            point = _resume_point(store, summary.key, attempt, fingerprint)
+            if point is not None:
+                found.append(point)
     yield from sorted(found, key=lambda point: (point.step, point.attempt), reverse=True)
+
+
+def _resume_point(store: Store, key: str, attempt: str, fingerprint: str) -> ResumePoint | None:
+    try:
+        body = store.get(key).body
+        record = CheckpointRecord.from_bytes(body)
+    except (NotFoundError, CorruptObjectError):
+        return None
+    if record.fingerprint != fingerprint:
+        return None
+    digest = hashlib.sha256(body).hexdigest()
+    return ResumePoint(attempt=attempt, step=record.step, record_sha256=digest)
 
 
 def find_resume_point(store: Store, run: str, stage: str, fingerprint: str) -> ResumePoint | None:

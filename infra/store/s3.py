@@ -1,5 +1,6 @@
 """Amazon S3 and what speaks its protocol, through boto3. Creates no buckets."""
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,18 @@ from m1.infra.store.protocol import ObjectSummary, StoredObject
 _CHUNK_BYTES = 1 << 20
 _BODY_TRIES = 4
 _NOT_FOUND = {"NoSuchKey", "NotFound", "404"}
-_LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_LOST = {"PreconditionFailed", "412"}
+_CONFLICT = {"ConditionalRequestConflict", "409"}
+_CONFLICT_TRIES = 4  # ours
+_CONFLICT_SECONDS = 0.1  # ours
 _REFUSED = {
     "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch",
     "ExpiredToken", "NoSuchBucket", "InvalidToken",
 }  # fmt: skip
+
+
+class _ConflictError(PreconditionFailedError):
+    """Another conditional write was under way: neither lost nor won."""
 
 
 def make_client(endpoint: str | None) -> Any:
@@ -149,7 +157,7 @@ class S3Store:
 
     def _put_conditional(self, key: str, body: bytes, **condition: str) -> str:
         try:
-            return self._put(key, body, **condition)
+            return self._put_undisputed(key, body, **condition)
         except (PreconditionFailedError, NotFoundError) as error:
             try:
                 current = self.get(key)
@@ -158,6 +166,15 @@ class S3Store:
             if current is not None and current.body == body:
                 return current.etag
             raise PreconditionFailedError(f"{key} in {self.url} was written by another") from error
+
+    def _put_undisputed(self, key: str, body: bytes, **condition: str) -> str:
+        """Try again while S3 answers 409: another write was under way, perhaps to no effect."""
+        for _ in range(_CONFLICT_TRIES - 1):
+            try:
+                return self._put(key, body, **condition)
+            except _ConflictError:
+                time.sleep(_CONFLICT_SECONDS)
+        return self._put(key, body, **condition)
 
     def _stream(
         self, key: str, start_bytes: int = 0, end_bytes: int | None = None
@@ -221,6 +238,8 @@ class S3Store:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _NOT_FOUND:
             return NotFoundError(f"{self.url}: no object {key}")
+        if code in _CONFLICT:
+            return _ConflictError(f"{action} {key} in {self.url}: {code}")
         if code in _LOST or status == 412:
             return PreconditionFailedError(f"{action} {key} in {self.url}: {code}")
         if code in _REFUSED or status == 403:
