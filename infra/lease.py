@@ -103,8 +103,9 @@ class Lease:
         """Take the lease, or raise LeaseHeldError; `sweeping` says that objects will be deleted.
 
         A dead holder on this host is replaced at once. Any other must be expired for a whole term
-        by the wall clock, and silent for at least a third of a term while we watch: a live one
-        renews that often, so a clock that jumped takes nothing. Blocks for what is left of that.
+        by the wall clock, and silent for at least two thirds of a term while we watch: a live one
+        renews within that time or stops, so a clock that jumped takes nothing. Where the clocks
+        disagree by more than a term it must be silent for a whole one. Blocks for what is left.
         """
         found = _read(store, key)
         if found is not None:
@@ -250,10 +251,11 @@ def _await_free(
         return found
     name = _name(record)
     left_seconds = record["expires_at"] - clock.wall_seconds()
-    if left_seconds > 0:
-        raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
     term_seconds = record["term_seconds"]
-    wait_seconds = max(term_seconds + left_seconds, term_seconds / 3)
+    if 0 < left_seconds <= term_seconds:
+        raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
+    # nobody can hold more than a term: beyond that one of the clocks is wrong, and neither counts
+    wait_seconds = max(term_seconds + min(left_seconds, 0.0), term_seconds * 2 / 3)
     _LOG.warning(
         "%s is held by %s and expired %.0f s ago; watching %.0f s for a sign of life",
         key, name, -left_seconds, wait_seconds,
