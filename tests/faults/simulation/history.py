@@ -9,17 +9,17 @@ from pathlib import Path
 from random import Random
 
 from m1.flows.effects import RunEffects, StopRequests
+from m1.flows.identity import identity_settings, stage_identity
 from m1.flows.preset import Preset, load_preset
 from m1.flows.run_record import RunRecord
 from m1.flows.stage_plan import plan_stage
 from m1.flows.stage_run import run_stage
 from m1.flows.sweep import sweep_run
+from m1.infra.canonical_json import sha256_hex
 from m1.infra.errors import BadInputError, LeaseHeldError, M1Error
 from m1.infra.manifest import Commit, ObjectEntry, load_commit, verify_objects
 from m1.infra.names import attempt_prefix
-from m1.infra.canonical_json import sha256_hex
 from m1.infra.store.s3 import S3Store
-from m1.flows.identity import identity_settings, stage_identity
 from tests.faults.simulation.checker import SWEEPER, Checker
 from tests.faults.simulation.jobs import Mood, SimulatedLauncher, undisturbed_weights
 from tests.faults.simulation.service import Client, Pages, Service, Weather
@@ -39,6 +39,9 @@ LEASE_SECONDS = 60.0
 CALM_TRIES = 12
 CURATE = "0001-cccccccc"
 CORPUS = b"corpus"
+DELICATE = (  # calls around which the protocol must hold its breath
+    "put commit.json", "put lease.json", "get lease.json", "get result.json", "delete", "list",
+)  # fmt: skip
 
 logging.getLogger("m1.infra.lease").setLevel(logging.ERROR)  # its warnings are virtual, too
 
@@ -186,7 +189,7 @@ class History:
             self._doom(process)
         effects = RunEffects(
             store=self._store(), launcher=self.launchers[place], work_root=machine.work_root,
-            clock=self.clock, stop=stop, poll_seconds=4.0, stop_grace_seconds=10.0,
+            clock=self.clock, stop=stop, poll_seconds=6.0, stop_grace_seconds=10.0,
             lease_term_seconds=LEASE_SECONDS,
         )  # fmt: skip
         answer = ["killed"]
@@ -233,13 +236,15 @@ class History:
 
     def _doom(self, process: Process) -> None:
         """Decide now whether the process dies or stands still between two calls of the store."""
-        draw = self.random.random()
-        call = self.random.randint(1, 120)
-        if draw < 0.25:
-            process.doom[call] = 0.0
-        elif draw < 0.55:
-            process.doom[call] = self.random.uniform(5.0, 4 * LEASE_SECONDS)
-        self.disturbances += draw < 0.55
+        random = self.random
+        if random.random() < 0.4:
+            return
+        where: object = random.randint(1, 120)
+        if random.random() < 0.5:
+            where = f"{random.choice(('before', 'after'))} {random.choice(DELICATE)}"
+        dies = random.random() < 0.4
+        process.doom[where] = 0.0 if dies else random.uniform(5.0, 4 * LEASE_SECONDS)
+        self.disturbances += 1
 
     def _chaos(self) -> None:
         for _ in range(self.random.randint(0, 6)):

@@ -19,7 +19,7 @@ from m1.stages.context import StageContext
 from m1.stages.contract import RESULT_NAME, StageResult, StageSpec
 from tests.faults.simulation.world import Event, Machine, Process, World
 
-STEPS = 6
+STEPS = 4
 CHECKPOINT_EVERY_STEPS = 2
 STEP_SECONDS = 5.0
 KILLED = 137
@@ -146,7 +146,7 @@ class SimulatedLauncher:
         try:
             job.exit_code = self._run(job, work_dir, behaviour)
         except M1Error as error:
-            job.exit_code = worker._exit_code(error)  # noqa: SLF001 - the real mapping
+            job.exit_code = worker._exit_code(error)
         except OSError:  # its folder was taken from under it, as a real job may find
             job.exit_code = worker.EXIT_UNEXPECTED
         finally:
@@ -209,7 +209,7 @@ def _hand_over(context: StageContext, state: bytes, behaviour: str) -> int:
     if behaviour == "liar":
         _lie(context)
     else:
-        worker._leave_result(context, outcome)  # noqa: SLF001 - the real one
+        worker._leave_result(context, outcome)
     return 0
 
 

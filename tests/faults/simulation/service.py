@@ -126,33 +126,34 @@ class Client:
     def get_object(
         self, *, Bucket: str, Key: str, IfMatch: str | None = None, Range: str | None = None
     ) -> dict[str, Any]:
-        return self._call(lambda: self._service.get(Key, IfMatch, Range), writes=False)
+        return self._call(lambda: self._service.get(Key, IfMatch, Range), f"get {_short(Key)}")
 
     def put_object(self, *, Bucket: str, Key: str, Body: bytes, **condition: str) -> dict[str, Any]:
         process = self._process()
         return self._call(
             lambda: self._service.put(process, Key, Body, condition),
-            writes=True,
+            f"put {_short(Key)}",
             conditional=bool(condition),
         )
 
     def delete_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
         process = self._process()
-        return self._call(lambda: self._service.delete(process, Key), writes=True)
+        return self._call(lambda: self._service.delete(process, Key), "delete")
 
     def upload_file(self, path: str, bucket: str, key: str, *, Config: object) -> None:
         self.put_object(Bucket=bucket, Key=key, Body=Path(path).read_bytes())
 
     def get_paginator(self, _name: str) -> "Pages":
-        return Pages(lambda prefix: self._call(lambda: self._service.list(prefix), writes=False))
+        return Pages(lambda prefix: self._call(lambda: self._service.list(prefix), "list"))
 
-    def _call(self, effect: Callable[[], Any], *, writes: bool, conditional: bool = False) -> Any:
+    def _call(self, effect: Callable[[], Any], name: str, *, conditional: bool = False) -> Any:
         """Two waits, one on each side of the effect: death and rivals may come in either."""
-        world, weather = self._world, self._weather
+        world = self._world
+        writes = name.startswith(("put", "delete"))
         for attempt in range(TRIES):
             if attempt:
                 world.sleep(2.0**attempt * world.random.random())
-            world.call_point()
+            world.call_point(f"before {name}")
             fate = self._fate(writes=writes, conditional=conditional)
             world.sleep(self._latency())
             if fate == "refused":
@@ -164,7 +165,7 @@ class Client:
                 world.sleep(10.0)
                 continue
             answer, error = _outcome(effect)
-            world.call_point()
+            world.call_point(f"after {name}")
             world.sleep(self._latency())
             if fate == "lost":
                 continue
@@ -209,6 +210,11 @@ class Client:
     def _process(self) -> Process:
         assert self._world.current is not None
         return self._world.current.process
+
+
+def _short(key: str) -> str:
+    """What kind of object it is: the end of its key."""
+    return key.rpartition("/")[2]
 
 
 def _outcome(effect: Callable[[], Any]) -> tuple[Any, ClientError | None]:

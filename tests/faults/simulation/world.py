@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from greenlet import GreenletExit, greenlet, getcurrent
+from greenlet import GreenletExit, getcurrent, greenlet
 
 EPOCH_SECONDS = 1_700_000_000.0
 MOST_STEPS = 200_000  # a history that takes more never ends
@@ -46,7 +46,7 @@ class Process:
     alive: bool = True
     still_until: float = 0.0
     calls: int = 0
-    doom: dict[int, float] = field(default_factory=dict)  # at which call: 0 dies, else stands still
+    doom: dict[object, float] = field(default_factory=dict)  # see World.call_point
     tasks: list["Task"] = field(default_factory=list)
     on_death: list[Callable[[], None]] = field(default_factory=list)
 
@@ -161,11 +161,15 @@ class World:
         if task.ticket == ticket:
             self._push(task, self.now)
 
-    def call_point(self) -> None:
-        """A place where a process may have been told to die or to stand still."""
+    def call_point(self, name: str) -> None:
+        """A place where a process may have been told to die or to stand still.
+
+        `Process.doom` says where, by the count of such places or by the name of one, and what:
+        0 is death, another number how long it stands still.
+        """
         process = self._running().process
         process.calls += 1
-        fate = process.doom.pop(process.calls, None)
+        fate = process.doom.pop(process.calls, process.doom.pop(name, None))
         if fate == 0.0:
             self.kill(process)
             raise Killed
