@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from m1.infra.errors import (
+    CorruptObjectError,
     NotFoundError,
     PreconditionFailedError,
     StoreAccessError,
@@ -15,6 +16,8 @@ from m1.infra.errors import (
 )
 from m1.infra.names import validate_key
 from m1.infra.store.protocol import ObjectSummary, StoredObject
+
+_Read = TypeVar("_Read")
 
 _CHUNK_BYTES = 1 << 20
 _BODY_TRIES = 4
@@ -69,7 +72,10 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, key: str) -> StoredObject:
-        """Read an object whole, resuming an interrupted body."""
+        """Read an object whole, resuming an interrupted body; CorruptObjectError if damaged."""
+        return self._reread(key, lambda: self._whole(key))
+
+    def _whole(self, key: str) -> StoredObject:
         chunks: list[bytes] = []
         etag = ""
         for chunk, version in self._stream(key):
@@ -103,6 +109,8 @@ class S3Store:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
+                if "IsTruncated" not in page:  # some proxy's page, which reads as an empty list
+                    raise StoreUnavailableError(f"ListObjectsV2 in {self.url}: not an S3 answer")
                 for item in page.get("Contents", ()):
                     yield ObjectSummary(
                         key=item["Key"][len(self._prefix) :],
@@ -133,10 +141,26 @@ class S3Store:
         """Stream an object to `path.part`, then rename."""
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
+        self._reread(key, lambda: self._write_to(part, key))
+        part.replace(path)
+
+    def _write_to(self, path: Path, key: str) -> None:
+        with path.open("wb") as target:
             for chunk, _ in self._stream(key):
                 target.write(chunk)
-        part.replace(path)
+
+    def _reread(self, key: str, read: Callable[[], _Read]) -> _Read:
+        """`read`, once more if the body did not match the checksum that the store keeps."""
+        from botocore.exceptions import FlexibleChecksumError
+
+        try:
+            return read()
+        except FlexibleChecksumError:
+            try:
+                return read()
+            except FlexibleChecksumError as error:
+                message = f"GetObject {key} from {self.url}: wrong checksum, twice"
+                raise CorruptObjectError(message) from error
 
     def probe(self) -> None:
         """Write, read and delete a tiny object."""
@@ -222,6 +246,7 @@ class S3Store:
             CredentialRetrievalError,
             NoCredentialsError,
         )
+        from botocore.parsers import ResponseParserError
 
         try:
             yield
@@ -229,7 +254,7 @@ class S3Store:
             raise self._from_answer(action, key, error.response) from error
         except (NoCredentialsError, CredentialRetrievalError) as error:
             raise StoreAccessError(f"{action} in {self.url}: no credentials found") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, ResponseParserError) as error:
             name = type(error).__name__
             raise StoreUnavailableError(f"{action} in {self.url}: {name}") from error
 

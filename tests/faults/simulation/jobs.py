@@ -153,27 +153,40 @@ class SimulatedLauncher:
             job.ended.set()
 
     def _run(self, job: Job, work_dir: Path, behaviour: str) -> int:
-        world = self._world
         context = StageContext(job.spec, self._open_store(), scratch=work_dir / "scratch", rank=0)
         context.barrier = lambda: None
         job.context = context
-        world.sleep(world.random.uniform(0.5, 5.0))
-        if behaviour == "bad input":
-            return 65
-        step, state = _resumed(context)
-        last = world.random.randint(step + 1, STEPS) if step < STEPS else STEPS
-        while step < STEPS:
-            world.sleep(STEP_SECONDS * world.random.uniform(0.8, 1.2))
-            step, state = step + 1, _trained(state, step + 1)
-            context.report(step=step, steps=STEPS, phase="training")
-            stopping = context.stop.is_set or (behaviour == "preempted" and step == last)
-            if step % CHECKPOINT_EVERY_STEPS == 0 or stopping:
-                _save(context, step, state)
-            if stopping:
-                return 75
-            if behaviour == "crash" and step == last:
-                return 9
-        return _hand_over(context, state, behaviour)
+        return work(
+            context, behaviour=behaviour, random=self._world.random, sleep=self._world.sleep
+        )
+
+
+def work(
+    context: StageContext,
+    *,
+    behaviour: str,
+    random: Random,
+    sleep: Callable[[float], None],
+    step_seconds: float = STEP_SECONDS,
+) -> int:
+    """Do the stage of `context`; answers the exit code. Real processes do this, too."""
+    sleep(step_seconds * random.uniform(0.1, 1.0))
+    if behaviour == "bad input":
+        return 65
+    step, state = _resumed(context)
+    last = random.randint(step + 1, STEPS) if step < STEPS else STEPS
+    while step < STEPS:
+        sleep(step_seconds * random.uniform(0.8, 1.2))
+        step, state = step + 1, _trained(state, step + 1)
+        context.report(step=step, steps=STEPS, phase="training")
+        stopping = context.stop.is_set or (behaviour == "preempted" and step == last)
+        if step % CHECKPOINT_EVERY_STEPS == 0 or stopping:
+            _save(context, step, state)
+        if stopping:
+            return 75
+        if behaviour == "crash" and step == last:
+            return 9
+    return _hand_over(context, state, behaviour)
 
 
 def _stop(job: Job) -> None:

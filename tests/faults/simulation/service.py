@@ -242,4 +242,4 @@ class Pages:
         self._read = read
 
     def paginate(self, *, Bucket: str, Prefix: str) -> Iterator[dict[str, Any]]:
-        yield {"Contents": self._read(Prefix)}
+        yield {"Contents": self._read(Prefix), "IsTruncated": False}
