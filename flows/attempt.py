@@ -215,8 +215,9 @@ def upload_log(effects: RunEffects, attempt: Attempt) -> None:
     with source.open("r", encoding="utf-8", errors="replace") as lines, clean.open("w") as target:
         for line in lines:
             target.write(redact(line))
+    clean.replace(source)  # nor does it stay on this machine as the job wrote it
     try:
-        effects.store.upload_file(clean, attempt.prefix + LOG_KEY)
+        effects.store.upload_file(source, attempt.prefix + LOG_KEY)
     except StoreError as error:
         effects.reporter.note(attempt.stage, f"the log could not be stored: {error}")
 

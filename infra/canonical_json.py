@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import NoReturn
 
 from m1.infra.errors import CorruptObjectError
@@ -19,7 +20,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def parse_json(body: bytes, *, max_bytes: int = 64 << 20) -> object:
-    """Decode strictly: no NaN, no duplicate keys, bounded size.
+    """Decode strictly: only finite numbers, no duplicate keys, bounded size.
 
     Raises:
         CorruptObjectError: the bytes are not such a document.
@@ -28,7 +29,10 @@ def parse_json(body: bytes, *, max_bytes: int = 64 << 20) -> object:
         raise CorruptObjectError(f"JSON document of {len(body)} bytes; at most {max_bytes}")
     try:
         value: object = json.loads(
-            body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unique
+            body.decode("utf-8"),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
         )
     except (ValueError, RecursionError) as error:
         raise CorruptObjectError(f"not a JSON document: {error}") from error
@@ -42,6 +46,13 @@ def sha256_hex(body: bytes) -> str:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is larger than any number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
