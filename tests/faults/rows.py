@@ -49,6 +49,40 @@ ROWS = {
     44: "tampered dependency",
     45: "argument injection into a subprocess",
 }
+#: Tests of other rooms that prove a row, too: beginning of the test's id -> rows and ending.
+ALSO = {
+    "tests/unit/infra/test_lease.py::test_a_clock_that_jumped": ((9,), "recovered"),
+    "tests/unit/infra/test_lease.py::test_a_holder_whose_clock": ((9,), "recovered"),
+    "tests/unit/infra/test_lease.py::test_the_keeper_gives_up": ((4,), "contained"),
+    "tests/unit/infra/test_manifest.py::test_an_unknown_version": ((21,), "refused"),
+    "tests/unit/infra/test_manifest.py::test_a_torn_manifest": ((42,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_a_refusal_is_not_retried": ((22,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_no_credentials": ((22,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_a_silent_server": ((12,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_a_closed_port": ((12,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_our_clients_have_bounded": ((34,), "contained"),
+    "tests/unit/infra/test_s3_faults.py::test_an_interrupted_body": ((13,), "recovered"),
+    "tests/unit/infra/test_s3_faults.py::test_a_body_that_always_breaks": ((13,), "refused"),
+    "tests/unit/infra/test_s3_faults.py::test_a_lost_answer": ((15,), "recovered"),
+    "tests/unit/infra/test_s3_faults.py::test_a_lease_survives_lost": ((15,), "recovered"),
+    "tests/unit/infra/test_transfer.py::test_a_flipped_byte": ((14,), "refused"),
+    "tests/unit/infra/test_transfer.py::test_a_truncated_or_longer": ((13,), "refused"),
+    "tests/unit/infra/test_transfer.py::test_a_broken_transfer": ((13,), "recovered"),
+    "tests/unit/infra/test_launcher.py::test_a_killed_worker": ((6,), "contained"),
+    "tests/unit/infra/test_launcher.py::test_a_killed_parent": ((3,), "contained"),
+    "tests/unit/infra/test_launcher.py::test_a_killed_supervisor": ((3,), "contained"),
+    "tests/unit/infra/test_launcher.py::test_cancel": ((35,), "contained"),
+    "tests/unit/infra/test_launcher.py::test_secrets_of_our": ((38,), "contained"),
+    "tests/unit/flows/test_stage_run.py::test_two_runners": ((17, 33), "contained"),
+    "tests/unit/flows/test_stage_run.py::test_three_failures": ((34,), "refused"),
+    "tests/unit/flows/test_identity.py::test_changed_settings": ((30,), "refused"),
+    "tests/unit/flows/test_cli.py::test_verify_finds_a_flipped_byte": ((14,), "refused"),
+    "tests/unit/data_recipes/test_pack.py::test_damaged_index": ((27,), "refused"),
+    "tests/unit/data_recipes/test_pack.py::test_truncated_tokens": ((27,), "refused"),
+    "tests/unit/test_house_rules.py::test_no_door_is_left_open": ((36,), "contained"),
+    "tests/integration/test_kill_and_resume.py": ((1, 3, 29), "recovered"),
+    "tests/integration/test_flow_prefect.py::test_ctrl_c_saves": ((32,), "recovered"),
+}
 LONG = os.environ.get("M1_FAULTS_LONG") == "1"  # read at import: tests see a clean environment
 
 
