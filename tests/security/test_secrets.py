@@ -10,7 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, str(ROOT / "tests" / "fakes" / "m1_with_fake_jobs.py")]
+FAKES = ROOT / "tests" / "fakes"
+COMMAND = [sys.executable, str(FAKES / "m1_with_fake_jobs.py")]
 RUN = ["run", "--preset", "toy", "--run", "r1", "--set", "run.order=[curate, pretrain]"]
 
 #: Where each one is planted, and its value.
@@ -31,7 +32,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "M1_CANARY_ADDRESS": f"https://someone:{IN_AN_ADDRESS}@internal.example/path",
         "M1_HOME": str(tmp_path / "home"),
         "M1_STORE": str(tmp_path / "store"),
-        "PYTHONPATH": str(ROOT / "tests" / "fakes"),
+        "PYTHONPATH": os.pathsep.join([str(FAKES), *os.environ.get("PYTHONPATH", "").split()]),
         "OMP_NUM_THREADS": "1",
         "M1_FAKE_MODULE": "leaky_worker",
         "M1_FAKE": json.dumps({"pretrain": {"endings": ["crash", "bad-input"]}}),
