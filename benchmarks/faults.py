@@ -1,7 +1,7 @@
 """Does every fault of the table end in one of three words: recovered, refused, contained?
 
     make faults            the form that CI runs
-    make faults LONG=1     the night's form
+    make faults LONG=1     the night's form: twenty times the tries
 
 Runs the tests that prove a row of `tests/faults/rows.py` and writes
 `benchmarks/faults/<date>.md` and `.json`. A test that fails, or a row without a test, has none of
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from m1.flows.stage_run import FAILURES_IN_A_ROW, PREEMPTIONS_IN_A_ROW  # noqa: E402
 from m1.infra.store.s3 import make_client  # noqa: E402
-from tests.faults.rows import ALSO, LONG, ROWS  # noqa: E402
+from tests.faults.rows import ALSO, ROWS, SCALE  # noqa: E402
 
 ROOMS = ("faults", "security", "unit", "integration")
 PROPERTIES = ("seed", "tries", "violations", "recovery_seconds", "recovery_virtual_seconds")
@@ -144,7 +144,7 @@ def _facts(seconds: float) -> dict[str, Any]:
         return done.stdout.strip() or "unknown"
 
     return {
-        "form": "long" if LONG else "short",
+        "scale": f"{SCALE:g} (1 is the form that CI runs)",
         "commit": git("rev-parse", "--short", "HEAD"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
@@ -165,7 +165,7 @@ def main(arguments: list[str]) -> int:
     document = _document(table, facts)
     print(document)
     RESULTS.mkdir(exist_ok=True)
-    name = f"{datetime.now(UTC):%Y-%m-%d}" + ("-long" if LONG else "")
+    name = f"{datetime.now(UTC):%Y-%m-%d}" + ("" if SCALE == 1 else f"-scale-{SCALE:g}")
     (RESULTS / f"{name}.md").write_text(document)
     rows = [{**asdict(row), "ends": row.word} for row in table.rows.values()]
     (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, default=sorted))

@@ -14,7 +14,7 @@ from m1.infra.store.local import LocalStore
 from m1.infra.transfer import download_entries, upload_tree
 from tests.faults.rows import count
 
-EXAMPLES = count(300, 100_000)
+EXAMPLES = count(300)
 NASTY = [
     "..", "../x", "a/../../x", "%2e%2e/x", "%2e%2e%2fx", "..%2fx", "/etc/passwd", "~/x", "a\x00b",
     "a\u202eb", "CON", "aux.txt", "x.", "x ", "a" * 1025, "\\\\host\\share", "C:\\x", "a//b", "./a",
