@@ -1,5 +1,6 @@
 """One byte string per JSON value, so digests mean something. Not a general JSON library."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,13 +10,18 @@ from m1.infra.errors import CorruptObjectError
 
 
 def canonical_json(value: object) -> bytes:
-    """Encode with sorted keys, no spaces, UTF-8.
+    """Encode with sorted keys, no spaces, UTF-8; a dataclass is its fields by name.
 
     Raises:
         ValueError: the value holds NaN or an infinity.
     """
     return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+        default=_fields_of,
     ).encode("utf-8")
 
 
@@ -42,6 +48,12 @@ def parse_json(body: bytes, *, max_bytes: int = 64 << 20) -> object:
 def sha256_hex(body: bytes) -> str:
     """Lower-case hexadecimal sha256 of `body`."""
     return hashlib.sha256(body).hexdigest()
+
+
+def _fields_of(value: object) -> dict[str, object]:
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} is not a JSON value")
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _refuse(name: str) -> NoReturn:

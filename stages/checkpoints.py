@@ -4,7 +4,6 @@ A checkpoint exists when its `checkpoint.json` exists: it is written last and na
 with size and digest. Files without it are leftovers of an interrupted save.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class CheckpointRecord:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
