@@ -122,6 +122,7 @@ class History:
         for launcher in self.launchers:
             launcher.on_watch = self.checker.on_watch
         self.horizon = random.uniform(60.0, 400.0)
+        self.holds_breath = random.random() < 0.2  # flows stand still right before the commit
         self.calm = False
         self.flows: list[tuple[Process, StopRequests]] = []
         self.promised: dict[str, str] = {}  # stage -> digest that a flow was given
@@ -237,6 +238,8 @@ class History:
     def _doom(self, process: Process) -> None:
         """Decide now whether the process dies or stands still between two calls of the store."""
         random = self.random
+        if self.holds_breath and process.label.startswith("flow"):
+            process.doom["before put commit.json"] = random.uniform(1.0, 6.0) * LEASE_SECONDS
         if random.random() < 0.4:
             return
         where: object = random.randint(1, 120)
