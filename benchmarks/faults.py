@@ -53,7 +53,7 @@ class Row:
     @property
     def word(self) -> str:
         """How the fault ends."""
-        return "FAILED" if self.failed else ", ".join(sorted(self.endings)) or "no test yet"
+        return "FAILED" if self.failed else ", ".join(sorted(self.endings)) or "-"
 
 
 class Table:
@@ -138,7 +138,7 @@ def _document(table: Table, facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _facts(seconds: float) -> dict[str, Any]:
+def _facts(seconds: float, selected: list[str]) -> dict[str, Any]:
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip() or "unknown"
@@ -149,6 +149,7 @@ def _facts(seconds: float) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "seconds": round(seconds),
+        "tests": " ".join(selected) or "all; a row that ends in - has none yet",
         "retry budget": retry_budget(),
     }
 
@@ -161,7 +162,7 @@ def main(arguments: list[str]) -> int:
     table, started = Table(), time.monotonic()
     folders = arguments or [str(ROOT / "tests" / room) for room in ROOMS]
     code = pytest.main(["-q", "-p", "no:cacheprovider", *folders], plugins=[table])
-    facts = _facts(time.monotonic() - started)
+    facts = _facts(time.monotonic() - started, arguments)
     document = _document(table, facts)
     print(document)
     RESULTS.mkdir(exist_ok=True)
