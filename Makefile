@@ -32,6 +32,9 @@ run: setup  ## the whole pipeline at toy scale: raw text to a reasoning model
 test: .venv/.test  ## all tests
 	.venv/bin/pytest -n auto --dist loadfile
 
+faults: .venv/.test  ## every fault of the table, with a dated report; LONG=1 is the night's form
+	M1_FAULTS_SCALE=$(if $(LONG),20,1) .venv/bin/python benchmarks/faults.py
+
 check: .venv/.test  ## format, lint, types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .

@@ -16,7 +16,7 @@ from m1.infra.manifest import Commit, verify_objects
 from m1.infra.names import attempt_name, attempt_prefix
 from m1.infra.redact import redact
 from m1.stages.checkpoints import find_resume_point
-from m1.stages.contract import RESULT_NAME, StageResult, StageSpec
+from m1.stages.contract import RESULT_NAME, ResumePoint, StageResult, StageSpec
 from m1.stages.registry import kind_of
 
 if TYPE_CHECKING:
@@ -63,18 +63,32 @@ def new_attempt(
     effects: RunEffects, plan: StagePlan, lease: "Lease", *, from_start: bool
 ) -> Attempt:
     """A fresh attempt with its spec written to a fresh work folder."""
-    preset, run = plan.record.preset, plan.record.run
     point = None if from_start else find_resume_point(
-        effects.store, run, plan.stage, plan.fingerprint
+        effects.store, plan.record.run, plan.stage, plan.fingerprint
     )  # fmt: skip
     name = attempt_name(lease.fence, lease.token)
+    attempt = _planned(effects, plan, name=name, fence=lease.fence, point=point)
+    attempt.work_dir.mkdir(parents=True)
+    (attempt.work_dir / SPEC_NAME).write_bytes(attempt.spec.to_bytes())
+    return attempt
+
+
+def sealed_attempt(effects: RunEffects, plan: StagePlan, name: str) -> Attempt:
+    """An attempt of whoever held the lease before us, as this plan would have started it."""
+    return _planned(effects, plan, name=name, fence=int(name.split("-", 1)[0]), point=None)
+
+
+def _planned(
+    effects: RunEffects, plan: StagePlan, *, name: str, fence: int, point: ResumePoint | None
+) -> Attempt:
+    preset, run = plan.record.preset, plan.record.run
     settings = {stage: preset.settings[stage].model_dump(mode="json") for stage in preset.order}
     spec = StageSpec(
         run=run,
         stage=plan.stage,
         fingerprint=plan.fingerprint,
         attempt=name,
-        fence=lease.fence,
+        fence=fence,
         store_url=effects.store.url,
         seed=preset.seed,
         order=preset.order,
@@ -85,10 +99,7 @@ def new_attempt(
         parents=plan.parents,
         resume=point,
     )
-    work_dir = effects.work_root / run / plan.stage / name
-    work_dir.mkdir(parents=True)
-    (work_dir / SPEC_NAME).write_bytes(spec.to_bytes())
-    return Attempt(spec=spec, work_dir=work_dir)
+    return Attempt(spec=spec, work_dir=effects.work_root / run / plan.stage / name)
 
 
 def job_request(effects: RunEffects, attempt: Attempt) -> JobRequest:
@@ -111,15 +122,21 @@ def submit_attempt(effects: RunEffects, attempt: Attempt) -> JobHandle:
     return effects.launcher.submit(job_request(effects, attempt))
 
 
-def adopt_attempt(effects: RunEffects, plan: StagePlan) -> tuple[Attempt, JobHandle] | None:
+def adopt_attempt(
+    effects: RunEffects, plan: StagePlan, lease: "Lease"
+) -> tuple[Attempt, JobHandle] | None:
     """A job of this stage that a runner left behind and that is still alive.
 
     It is watched to its end, never doubled: a job whose runner died is about to save and stop.
+    One from before a sweep is ended: what it wrote may be gone.
     """
     for attempt in _left_behind(effects, plan):
         handle = effects.launcher.adopt(job_request(effects, attempt))
-        if handle is not None:
+        if handle is None:
+            continue
+        if attempt.spec.fence >= lease.swept:
             return attempt, handle
+        effects.launcher.cancel(handle, grace_seconds=0)
     return None
 
 
@@ -200,8 +217,9 @@ def upload_log(effects: RunEffects, attempt: Attempt) -> None:
     with source.open("r", encoding="utf-8", errors="replace") as lines, clean.open("w") as target:
         for line in lines:
             target.write(redact(line))
+    clean.replace(source)  # nor does it stay on this machine as the job wrote it
     try:
-        effects.store.upload_file(clean, attempt.prefix + LOG_KEY)
+        effects.store.upload_file(source, attempt.prefix + LOG_KEY)
     except StoreError as error:
         effects.reporter.note(attempt.stage, f"the log could not be stored: {error}")
 

@@ -9,8 +9,9 @@ from m1.flows.commands_look import print_json
 from m1.flows.commands_run import store_of
 from m1.flows.run_record import RunRecord, load_record
 from m1.flows.screen import say, size_words
-from m1.flows.sweep import Sweep, plan_sweep
+from m1.flows.sweep import Sweep, plan_sweep, sweep_run
 from m1.flows.verify import verify_run
+from m1.infra.clock import SYSTEM_CLOCK
 from m1.infra.errors import EXIT_OK, EXIT_STAGE_FAILED, InvalidSettingError, UsageError
 from m1.infra.manifest import Commit, ObjectEntry, load_commit
 from m1.infra.names import attempt_prefix, parse_run_id
@@ -41,10 +42,10 @@ def do_gc(arguments: argparse.Namespace) -> int:
     """Delete what no commit names and nobody can resume from."""
     store = store_of(arguments)
     record = load_record(store, parse_run_id(arguments.run))
-    sweep = plan_sweep(store, record, now_seconds=time.time(), everything=arguments.all)
-    if not arguments.dry_run:
-        for key in sweep.keys:
-            store.delete(key)
+    if arguments.dry_run:
+        sweep = plan_sweep(store, record, now_seconds=time.time(), everything=arguments.all)
+    else:
+        sweep = sweep_run(store, record, clock=SYSTEM_CLOCK, everything=arguments.all)
     _show_sweep(sweep, arguments)
     return EXIT_OK
 

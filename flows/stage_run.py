@@ -21,6 +21,7 @@ from m1.flows.attempt import (
     log_location,
     new_attempt,
     record_end,
+    sealed_attempt,
     submit_attempt,
     upload_log,
 )
@@ -32,13 +33,10 @@ from m1.infra.errors import (
     EXIT_OK,
     EXIT_PREEMPTED,
     BadInputError,
-    CorruptObjectError,
     LeaseLostError,
-    NotFoundError,
     PreemptedError,
     StageFailedError,
     StoreError,
-    StoreUnavailableError,
 )
 from m1.infra.launch.protocol import JobHandle, JobState
 from m1.infra.lease import Lease, LeaseKeeper, current_holder
@@ -169,15 +167,29 @@ def _attempt_under_lease(effects: RunEffects, plan: StagePlan, *, from_start: bo
         again = plan_stage(effects.store, plan.record, plan.stage)
         if again.commit is not None:  # somebody else finished it while we waited for the lease
             return _Ending(commit=again.commit, exit_code=EXIT_OK, reason="committed by another")
+        settled = _settle(effects, again, keeper.lease)
+        if settled is not None:
+            return _Ending(commit=settled, exit_code=EXIT_OK, reason="committed for another")
         attempt, handle = _start(effects, plan, keeper.lease, from_start=from_start)
         exit_code, detail = _watch(effects, attempt, handle, keeper)
         return _finish(effects, attempt, exit_code=exit_code, detail=detail, keeper=keeper)
 
 
+def _settle(effects: RunEffects, plan: StagePlan, lease: Lease) -> Commit | None:
+    """Commit what the last holder sealed: it may yet do so itself, and must find it done."""
+    if not lease.sealed:
+        return None
+    commit, problems = attempt_result(effects, sealed_attempt(effects, plan, lease.sealed))
+    if commit is None:
+        effects.reporter.note(plan.stage, f"attempt {lease.sealed} cannot be committed: {problems}")
+        return None
+    return write_commit(effects.store, commit)
+
+
 def _start(
     effects: RunEffects, plan: StagePlan, lease: Lease, *, from_start: bool
 ) -> tuple[Attempt, JobHandle]:
-    adopted = adopt_attempt(effects, plan)
+    adopted = adopt_attempt(effects, plan, lease)
     if adopted is not None:
         effects.reporter.note(plan.stage, f"found attempt {adopted[0].name} alive; watching it")
         return adopted
@@ -234,8 +246,8 @@ def _forward_progress(effects: RunEffects, attempt: Attempt, seen: bytes) -> byt
     try:
         body = effects.store.get(progress_key(attempt.run, attempt.stage)).body
         progress = Progress.from_bytes(body)
-    except (NotFoundError, StoreUnavailableError, CorruptObjectError, TypeError):
-        return seen
+    except (StoreError, TypeError):
+        return seen  # a heartbeat that cannot be read says nothing about the job
     if body != seen and progress.attempt == attempt.name:
         effects.reporter.progress(attempt.stage, progress)
     return body
@@ -249,7 +261,7 @@ def _finish(
     if exit_code == EXIT_OK:
         commit, problems = attempt_result(effects, attempt)
         if commit is not None:
-            keeper.lease.check()
+            keeper.lease.seal(attempt.name)
             commit = write_commit(effects.store, commit)
             discard_scratch(attempt, keep_log=False)
             return _Ending(commit=commit, exit_code=EXIT_OK, reason="")

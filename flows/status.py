@@ -56,6 +56,8 @@ def is_held(lease: Mapping[str, Any]) -> bool:
 
 
 def _ended(store: Store, run: str, stage: str, lease: Mapping[str, Any]) -> StageRow:
+    if lease.get("swept") == lease["fence"]:
+        return {"state": "failed", "reason": "what earlier attempts left was swept; resume goes on"}
     prefix = attempt_prefix(run, stage, attempt_name(lease["fence"], lease["token"]))
     end = _json(store, f"{prefix}end.json")
     if end is None:

@@ -1,4 +1,11 @@
-"""Who may work on a stage: one object with a fencing number. Does not guard single writes."""
+"""Who may work on a stage: one object with a fencing number. Does not guard single writes.
+
+Two fields outlive their holder, because what they promise does:
+
+    sealed  the attempt that may be committed. A holder names it with one conditional write, so a
+            holder that was fenced off cannot. Whoever takes over commits that attempt first.
+    swept   the newest fence of a sweep. Attempts with a smaller one may have lost objects.
+"""
 
 import dataclasses
 import logging
@@ -27,7 +34,10 @@ from m1.infra.store.protocol import Store, StoredObject
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
-_FIELDS = {"fence", "token", "holder", "expires_at", "released", "term_seconds", "renewals"}
+_FIELDS = {
+    "fence", "token", "holder", "expires_at", "released", "term_seconds", "renewals", "sealed",
+    "swept",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +74,20 @@ def process_start(process_id: int) -> str | None:
 
 
 class Lease:
-    """A held lease. Not thread-safe: LeaseKeeper serialises its own calls."""
+    """A held lease; its keeper's thread and its holder's may both write."""
 
     def __init__(self, store: Store, key: str, *, record: dict[str, Any], clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._record = record
         self._etag = ""
+        self._writing = threading.Lock()
         self.key = key
         self.fence: int = record["fence"]
         self.token: str = record["token"]
         self.term_seconds: float = record["term_seconds"]
+        self.sealed: str = record["sealed"]
+        self.swept: int = record["swept"]
 
     @classmethod
     def acquire(
@@ -85,12 +98,14 @@ class Lease:
         holder: Holder,
         clock: Clock = SYSTEM_CLOCK,
         term_seconds: float = 60.0,
+        sweeping: bool = False,
     ) -> "Lease":
-        """Take the lease, or raise LeaseHeldError.
+        """Take the lease, or raise LeaseHeldError; `sweeping` says that objects will be deleted.
 
         A dead holder on this host is replaced at once. Any other must be expired for a whole term
-        by the wall clock, and silent for at least a third of a term while we watch: a live one
-        renews that often, so a clock that jumped takes nothing. Blocks for what is left of that.
+        by the wall clock, and silent for at least two thirds of a term while we watch: a live one
+        renews within that time or stops, so a clock that jumped takes nothing. Where the clocks
+        disagree by more than a term it must be silent for a whole one. Blocks for what is left.
         """
         found = _read(store, key)
         if found is not None:
@@ -104,6 +119,8 @@ class Lease:
             "released": False,
             "term_seconds": term_seconds,
             "renewals": 0,
+            "sealed": "" if found is None else found[1]["sealed"],
+            "swept": fence if sweeping else 0 if found is None else found[1]["swept"],
         }
         lease = cls(store, key, record=record, clock=clock)
         try:
@@ -123,6 +140,11 @@ class Lease:
         expires_at = self._clock.wall_seconds() + self.term_seconds
         self._write(expires_at=expires_at, renewals=self._record["renewals"] + 1)
 
+    def seal(self, attempt: str) -> None:
+        """Name the attempt that is about to be committed; LeaseLostError when fenced off."""
+        self._write(sealed=attempt)
+        self.sealed = attempt
+
     def release(self) -> None:
         """Give the lease back; the object stays, so fencing numbers never repeat."""
         self._write(released=True)
@@ -134,12 +156,30 @@ class Lease:
             raise LeaseLostError(f"{self.key}: fence {self.fence} is no longer ours")
 
     def _write(self, **changes: object) -> None:
+        with self._writing:
+            try:
+                self._replace(changes)
+            except PreconditionFailedError:
+                self._catch_up()
+                try:
+                    self._replace(changes)
+                except PreconditionFailedError as error:
+                    raise self._lost() from error
+
+    def _replace(self, changes: dict[str, object]) -> None:
         record = {**self._record, **changes}
-        try:
-            etag = self._store.put_if_match(self.key, canonical_json(record), etag=self._etag)
-        except PreconditionFailedError as error:
-            raise LeaseLostError(f"{self.key}: fence {self.fence} was taken over") from error
+        etag = self._store.put_if_match(self.key, canonical_json(record), etag=self._etag)
         self._etag, self._record = etag, record
+
+    def _catch_up(self) -> None:
+        """An earlier write of ours may have landed although its answer never came."""
+        found = _read(self._store, self.key)
+        if found is None or found[1]["token"] != self.token or found[1]["released"]:
+            raise self._lost()
+        self._etag, self._record = found[0].etag, found[1]
+
+    def _lost(self) -> LeaseLostError:
+        return LeaseLostError(f"{self.key}: fence {self.fence} was taken over")
 
 
 class LeaseKeeper:
@@ -190,6 +230,8 @@ def _read(store: Store, key: str) -> tuple[StoredObject, dict[str, Any]] | None:
     except NotFoundError:
         return None
     record = parse_json(found.body)
+    if isinstance(record, dict):
+        record = {"sealed": "", "swept": 0, **record}  # leases of before these two existed
     if not isinstance(record, dict) or set(record) != _FIELDS:
         raise CorruptObjectError(f"{key} is not a lease")
     return found, record
@@ -209,10 +251,11 @@ def _await_free(
         return found
     name = _name(record)
     left_seconds = record["expires_at"] - clock.wall_seconds()
-    if left_seconds > 0:
-        raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
     term_seconds = record["term_seconds"]
-    wait_seconds = max(term_seconds + left_seconds, term_seconds / 3)
+    if 0 < left_seconds <= term_seconds:
+        raise LeaseHeldError(key=key, holder=name, expires_in_seconds=left_seconds)
+    # nobody can hold more than a term: beyond that one of the clocks is wrong, and neither counts
+    wait_seconds = max(term_seconds + min(left_seconds, 0.0), term_seconds * 2 / 3)
     _LOG.warning(
         "%s is held by %s and expired %.0f s ago; watching %.0f s for a sign of life",
         key, name, -left_seconds, wait_seconds,

@@ -53,7 +53,7 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @property
     def digest(self) -> str:

@@ -56,12 +56,11 @@ def attempt_prefix(run: str, stage: str, attempt: str) -> str:
 def validate_key(key: str) -> str:
     """Return `key` if it is a safe relative key, else raise InvalidSettingError."""
     segments = key.split("/")
-    encodable = not any("\ud800" <= character <= "\udfff" for character in key)
     if (
-        not encodable
+        not key.isprintable()  # nor is a lone surrogate, so the encoding below cannot fail
+        or "\\" in key
         or len(key.encode("utf-8")) > _MAX_KEY_BYTES
         or any(segment in ("", ".", "..") for segment in segments)
-        or any(character == "\\" or not character.isprintable() for character in key)
     ):
         raise InvalidSettingError(
             field="key",

@@ -12,7 +12,8 @@ import yaml
 
 from m1.infra.errors import UsageError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
+MAX_DEPTH = 32  # ours: a preset needs five
 _FLOAT = re.compile(
     r"""^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
     |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$""",
@@ -21,17 +22,26 @@ _FLOAT = re.compile(
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that knows `1e-3`, and refuses aliases and duplicate keys."""
+    """SafeLoader that knows `1e-3`, and refuses aliases, duplicate keys and deep nesting."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                "aliases are not accepted",
-                self.peek_event().start_mark,  # type: ignore[no-untyped-call]
-            )
-        return super().compose_node(parent, index)
+            raise self._refusal("aliases are not accepted")
+        if self._depth >= MAX_DEPTH:
+            raise self._refusal(f"nested deeper than {MAX_DEPTH} levels")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def _refusal(self, problem: str) -> yaml.constructor.ConstructorError:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        return yaml.constructor.ConstructorError(None, None, problem, mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -65,13 +75,14 @@ def parse_yaml(text: str, *, source: str) -> Any:
     """
     if len(text.encode("utf-8")) > MAX_BYTES:
         raise UsageError(f"{source} is larger than {MAX_BYTES} bytes")
-    loader = _StrictLoader(text)
     try:
-        return loader.get_single_data()
+        loader = _StrictLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not accepted: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def parse_mapping(text: str, *, source: str) -> dict[str, Any]:

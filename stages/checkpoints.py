@@ -4,14 +4,13 @@ A checkpoint exists when its `checkpoint.json` exists: it is written last and na
 with size and digest. Files without it are leftovers of an interrupted save.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 from m1.infra.canonical_json import canonical_json, parse_json
-from m1.infra.errors import CorruptObjectError
+from m1.infra.errors import CorruptObjectError, NotFoundError
 from m1.infra.manifest import ObjectEntry
 from m1.infra.names import attempts_prefix
 from m1.infra.store.protocol import Store
@@ -32,7 +31,7 @@ class CheckpointRecord:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -55,18 +54,31 @@ def checkpoint_prefix(run: str, stage: str, attempt: str, step: int) -> str:
 
 
 def resume_points(store: Store, run: str, stage: str, fingerprint: str) -> Iterator[ResumePoint]:
-    """Complete checkpoints of this fingerprint over all attempts, the newest step first."""
+    """Complete checkpoints of this fingerprint over all attempts, the newest step first.
+
+    A record that is damaged, or dropped while we look, is passed over.
+    """
     prefix = attempts_prefix(run, stage)
     found = []
     for summary in store.list(prefix):
         if summary.key.endswith("/" + RECORD_NAME):
             attempt = summary.key[len(prefix) :].split("/", 1)[0]
-            body = store.get(summary.key).body
-            record = CheckpointRecord.from_bytes(body)
-            if record.fingerprint == fingerprint:
-                digest = hashlib.sha256(body).hexdigest()
-                found.append(ResumePoint(attempt=attempt, step=record.step, record_sha256=digest))
+            point = _resume_point(store, summary.key, attempt, fingerprint)
+            if point is not None:
+                found.append(point)
     yield from sorted(found, key=lambda point: (point.step, point.attempt), reverse=True)
+
+
+def _resume_point(store: Store, key: str, attempt: str, fingerprint: str) -> ResumePoint | None:
+    try:
+        body = store.get(key).body
+        record = CheckpointRecord.from_bytes(body)
+    except (NotFoundError, CorruptObjectError):
+        return None
+    if record.fingerprint != fingerprint:
+        return None
+    digest = hashlib.sha256(body).hexdigest()
+    return ResumePoint(attempt=attempt, step=record.step, record_sha256=digest)
 
 
 def find_resume_point(store: Store, run: str, stage: str, fingerprint: str) -> ResumePoint | None:

@@ -65,7 +65,7 @@ class StageSpec:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -112,7 +112,7 @@ class StageResult:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -143,7 +143,7 @@ class Progress:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:

@@ -1,12 +1,14 @@
 """Amazon S3 and what speaks its protocol, through boto3. Creates no buckets."""
 
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from m1.infra.errors import (
+    CorruptObjectError,
     NotFoundError,
     PreconditionFailedError,
     StoreAccessError,
@@ -15,14 +17,23 @@ from m1.infra.errors import (
 from m1.infra.names import validate_key
 from m1.infra.store.protocol import ObjectSummary, StoredObject
 
+_Read = TypeVar("_Read")
+
 _CHUNK_BYTES = 1 << 20
 _BODY_TRIES = 4
 _NOT_FOUND = {"NoSuchKey", "NotFound", "404"}
-_LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_LOST = {"PreconditionFailed", "412"}
+_CONFLICT = {"ConditionalRequestConflict", "409"}
+_CONFLICT_TRIES = 4  # ours
+_CONFLICT_SECONDS = 0.1  # ours
 _REFUSED = {
     "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch",
     "ExpiredToken", "NoSuchBucket", "InvalidToken",
 }  # fmt: skip
+
+
+class _ConflictError(PreconditionFailedError):
+    """Another conditional write was under way: neither lost nor won."""
 
 
 def make_client(endpoint: str | None) -> Any:
@@ -61,7 +72,10 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, key: str) -> StoredObject:
-        """Read an object whole, resuming an interrupted body."""
+        """Read an object whole, resuming an interrupted body; CorruptObjectError if damaged."""
+        return self._reread(key, lambda: self._whole(key))
+
+    def _whole(self, key: str) -> StoredObject:
         chunks: list[bytes] = []
         etag = ""
         for chunk, version in self._stream(key):
@@ -95,6 +109,8 @@ class S3Store:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
+                if "IsTruncated" not in page:  # some proxy's page, which reads as an empty list
+                    raise StoreUnavailableError(f"ListObjectsV2 in {self.url}: not an S3 answer")
                 for item in page.get("Contents", ()):
                     yield ObjectSummary(
                         key=item["Key"][len(self._prefix) :],
@@ -125,10 +141,26 @@ class S3Store:
         """Stream an object to `path.part`, then rename."""
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
+        self._reread(key, lambda: self._write_to(part, key))
+        part.replace(path)
+
+    def _write_to(self, path: Path, key: str) -> None:
+        with path.open("wb") as target:
             for chunk, _ in self._stream(key):
                 target.write(chunk)
-        part.replace(path)
+
+    def _reread(self, key: str, read: Callable[[], _Read]) -> _Read:
+        """`read`, once more if the body did not match the checksum that the store keeps."""
+        from botocore.exceptions import FlexibleChecksumError
+
+        try:
+            return read()
+        except FlexibleChecksumError:
+            try:
+                return read()
+            except FlexibleChecksumError as error:
+                message = f"GetObject {key} from {self.url}: wrong checksum, twice"
+                raise CorruptObjectError(message) from error
 
     def probe(self) -> None:
         """Write, read and delete a tiny object."""
@@ -149,7 +181,7 @@ class S3Store:
 
     def _put_conditional(self, key: str, body: bytes, **condition: str) -> str:
         try:
-            return self._put(key, body, **condition)
+            return self._put_undisputed(key, body, **condition)
         except (PreconditionFailedError, NotFoundError) as error:
             try:
                 current = self.get(key)
@@ -158,6 +190,15 @@ class S3Store:
             if current is not None and current.body == body:
                 return current.etag
             raise PreconditionFailedError(f"{key} in {self.url} was written by another") from error
+
+    def _put_undisputed(self, key: str, body: bytes, **condition: str) -> str:
+        """Try again while S3 answers 409: another write was under way, perhaps to no effect."""
+        for _ in range(_CONFLICT_TRIES - 1):
+            try:
+                return self._put(key, body, **condition)
+            except _ConflictError:
+                time.sleep(_CONFLICT_SECONDS)
+        return self._put(key, body, **condition)
 
     def _stream(
         self, key: str, start_bytes: int = 0, end_bytes: int | None = None
@@ -205,6 +246,7 @@ class S3Store:
             CredentialRetrievalError,
             NoCredentialsError,
         )
+        from botocore.parsers import ResponseParserError
 
         try:
             yield
@@ -212,7 +254,7 @@ class S3Store:
             raise self._from_answer(action, key, error.response) from error
         except (NoCredentialsError, CredentialRetrievalError) as error:
             raise StoreAccessError(f"{action} in {self.url}: no credentials found") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, ResponseParserError) as error:
             name = type(error).__name__
             raise StoreUnavailableError(f"{action} in {self.url}: {name}") from error
 
@@ -221,6 +263,8 @@ class S3Store:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _NOT_FOUND:
             return NotFoundError(f"{self.url}: no object {key}")
+        if code in _CONFLICT:
+            return _ConflictError(f"{action} {key} in {self.url}: {code}")
         if code in _LOST or status == 412:
             return PreconditionFailedError(f"{action} {key} in {self.url}: {code}")
         if code in _REFUSED or status == 403:

@@ -47,7 +47,7 @@ def test_a_zombie_can_do_nothing_after_take_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expired_seconds", "waited_seconds"), [(0, 60), (15, 45), (40, 20), (59, 20), (100_000, 20)]
+    ("expired_seconds", "waited_seconds"), [(0, 60), (15, 45), (40, 40), (59, 40), (100_000, 40)]
 )
 def test_take_over_waits_only_what_remains_and_says_so(
     caplog: pytest.LogCaptureFixture, expired_seconds: float, waited_seconds: float
@@ -72,6 +72,69 @@ def test_a_clock_that_jumped_takes_nothing_from_a_live_holder() -> None:
     with pytest.raises(LeaseHeldError, match="away"):
         Lease.acquire(store, "lease", holder=HERE, clock=clock)
     lease.check()
+
+
+def test_a_holder_whose_clock_was_hours_ahead_does_not_block_for_hours() -> None:
+    store, clock = MemoryStore(), VirtualClock(wall_seconds=10_000.0)
+    ahead = VirtualClock(wall_seconds=20_000.0)
+    Lease.acquire(store, "lease", holder=AWAY, clock=ahead)
+
+    assert Lease.acquire(store, "lease", holder=HERE, clock=clock).fence == 2
+    assert clock.slept_seconds == pytest.approx(60)
+
+
+def test_a_live_holder_whose_clock_is_hours_ahead_keeps_its_lease() -> None:
+    store, clock = MemoryStore(), VirtualClock(wall_seconds=10_000.0)
+    ahead = VirtualClock(wall_seconds=20_000.0)
+    lease = Lease.acquire(store, "lease", holder=AWAY, clock=ahead)
+    beats = iter(range(1, 1000))
+    clock.on_sleep = lambda: lease.renew() if next(beats) % 21 == 0 else None
+
+    with pytest.raises(LeaseHeldError, match="away"):
+        Lease.acquire(store, "lease", holder=HERE, clock=clock)
+    lease.check()
+
+
+def test_a_renewal_whose_answer_was_lost_is_still_ours() -> None:
+    store, clock = MemoryStore(), VirtualClock()
+    lease = Lease.acquire(store, "lease", holder=HERE, clock=clock)
+    put_if_match = store.put_if_match
+
+    def deliver_then_fail(key: str, body: bytes, *, etag: str) -> str:
+        put_if_match(key, body, etag=etag)
+        store.put_if_match = put_if_match  # type: ignore[method-assign]
+        raise StoreUnavailableError("the answer was lost")
+
+    store.put_if_match = deliver_then_fail  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailableError):
+        lease.renew()
+    lease.renew()
+    lease.seal("0001-aaaaaaaa")
+    lease.release()
+
+    assert Lease.acquire(store, "lease", holder=HERE).sealed == "0001-aaaaaaaa"
+
+
+def test_what_was_sealed_and_swept_outlives_the_holders() -> None:
+    store, clock = MemoryStore(), VirtualClock()
+    first = Lease.acquire(store, "lease", holder=HERE, clock=clock)
+    first.seal("0001-aaaaaaaa")
+    first.release()
+    Lease.acquire(store, "lease", holder=HERE, clock=clock, sweeping=True).release()
+
+    third = Lease.acquire(store, "lease", holder=HERE, clock=clock)
+
+    assert (third.fence, third.sealed, third.swept) == (3, "0001-aaaaaaaa", 2)
+
+
+def test_a_holder_that_was_fenced_off_cannot_seal() -> None:
+    store, clock = MemoryStore(), VirtualClock()
+    zombie = Lease.acquire(store, "lease", holder=AWAY, clock=clock)
+    clock.advance(61)
+    Lease.acquire(store, "lease", holder=HERE, clock=clock)
+
+    with pytest.raises(LeaseLostError):
+        zombie.seal("0001-aaaaaaaa")
 
 
 def test_a_release_is_noticed_while_waiting() -> None:

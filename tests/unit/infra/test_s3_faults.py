@@ -1,20 +1,13 @@
 """What S3 and the network do wrong, and the one error each becomes."""
 
-import io
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
-from botocore.config import Config
-from botocore.exceptions import ConnectionClosedError
-from botocore.httpsession import URLLib3Session
-from moto.server import ThreadedMotoServer
 
 from m1.infra.errors import (
     PreconditionFailedError,
@@ -24,72 +17,9 @@ from m1.infra.errors import (
 from m1.infra.lease import Lease, current_holder
 from m1.infra.store.s3 import S3Store, make_client
 from tests.fakes.cutting_proxy import CuttingProxy
+from tests.fakes.s3_answers import Answers, lose_one_answer
 
 BODY = bytes(range(256)) * 1200
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., Any]]:
-    clients: list[Any] = []
-
-    def build(url: str, **settings: object) -> Any:
-        retries = {"total_max_attempts": 3, "mode": "standard"}
-        config = {"retries": retries, "connect_timeout": 1, "read_timeout": 5, **settings}
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",  # noqa: S106 - moto takes any
-            config=Config(**config),
-        )
-        clients.append(client)
-        return client
-
-    yield build
-    for client in clients:
-        client.close()
-
-
-@pytest.fixture
-def client(connect: Callable[..., Any], endpoint: str) -> Any:
-    client = connect(endpoint)
-    client.create_bucket(Bucket="bucket")
-    return client
-
-
-@pytest.fixture
-def store(client: Any) -> S3Store:
-    return S3Store("bucket", prefix="prefix", client=client)
-
-
-class Answers:
-    """Answers requests of one operation itself, and counts them."""
-
-    def __init__(
-        self, client: Any, operation: str, status: int, code: str, times: int = 99
-    ) -> None:
-        self.count = 0
-        self._status, self._times = status, times
-        self._body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-        client.meta.events.register(f"before-send.s3.{operation}", self)
-
-    def __call__(self, request: Any, **_: object) -> AWSResponse | None:
-        self.count += 1
-        if self.count > self._times:
-            return None
-        raw = io.BytesIO(self._body)
-        raw.stream = lambda *_, **__: iter([self._body])  # type: ignore[attr-defined]
-        return AWSResponse(request.url, self._status, {}, raw)
 
 
 @pytest.mark.parametrize(
@@ -166,20 +96,6 @@ def test_our_clients_have_bounded_tries_and_timeouts(monkeypatch: pytest.MonkeyP
     assert (config.connect_timeout, config.read_timeout) == (5, 30)
     assert config.retries["total_max_attempts"] == 4
     client.close()
-
-
-def lose_one_answer(client: Any) -> None:
-    """The next PutObject reaches the server, its answer does not reach us."""
-    lost: list[int] = []
-
-    def deliver_then_fail(request: Any, **_: object) -> None:
-        if not lost:
-            session = URLLib3Session()
-            lost.append(session.send(request).status_code)
-            session.close()
-            raise ConnectionClosedError(endpoint_url=request.url)
-
-    client.meta.events.register("before-send.s3.PutObject", deliver_then_fail)
 
 
 def test_a_lost_answer_to_create_is_still_ours(client: Any, store: S3Store) -> None:

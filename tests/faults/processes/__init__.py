@@ -1,0 +1,1 @@
+"""The same protocol with real processes, a real directory and real signals."""
