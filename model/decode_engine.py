@@ -118,10 +118,10 @@ class Engine:
         self.waiting = deque(live for live in self.waiting if live.ticket != ticket)
         self.rows.cancel(ticket)
 
-    def written(self, ticket: int) -> Completion | None:
-        """What a request that is being written has so far; None while its prompt is read."""
+    def written(self, ticket: int, start: int) -> Completion | None:
+        """Tokens from number `start` on of a request in flight; None before its first one."""
         row = self.rows.row_of(ticket)
-        return None if row is None else self.rows.completion(row, "length")
+        return None if row is None else self.rows.completion(row, "length", start=start)
 
     @torch.no_grad()
     def step(self) -> dict[int, Completion]:
@@ -372,7 +372,7 @@ class _Rows:
             live = self.live[row]
             text = self._stop_string(row, live)
             if token in live.sampling.stop_token_ids or text is not None:
-                finished[live.ticket] = self.completion(row, "stop", text)
+                finished[live.ticket] = self.completion(row, "stop", stop_string=text)
             elif repeated[row] or at_limit[row]:
                 reason: FinishReason = "repetition" if repeated[row] else "length"
                 finished[live.ticket] = self.completion(row, reason)
@@ -389,14 +389,19 @@ class _Rows:
         return live.stops.completed(tail.tolist())
 
     def completion(
-        self, row: int, reason: FinishReason, stop_string: str | None = None
+        self,
+        row: int,
+        reason: FinishReason,
+        *,
+        stop_string: str | None = None,
+        start: int = 0,
     ) -> Completion:
-        """What a row has written."""
+        """What a row has written, from token number `start` on."""
         count = int(self.count[row])
         return Completion(
-            token_ids=tuple(self.tokens[row, :count].tolist()),
-            logprobs=tuple(self.logprobs[row, :count].tolist()),
+            token_ids=tuple(self.tokens[row, start:count].tolist()),
+            logprobs=tuple(self.logprobs[row, start:count].tolist()),
             finish_reason=reason,
             stop_string=stop_string,
-            top_logprobs=tuple(self.live[row].tops),
+            top_logprobs=tuple(self.live[row].tops[start:]),
         )

@@ -1,0 +1,62 @@
+"""Text of a completion while it grows: whole characters only, and nothing of a stop string."""
+
+from collections.abc import Sequence
+
+from m1.data_recipes.tokenizer import Tokenizer
+from m1.model.stop_strings import first_of
+
+LONGEST_CHARACTER_TOKENS = 4  # a character is at most four bytes, a byte token each
+REPLACEMENT = "\ufffd"
+
+
+class TextStream:
+    """Turns tokens into text that never has to be taken back.
+
+    Args:
+        tokenizer: whose tokens they are.
+        stop_strings: text from the first of these on is not shown.
+        stop_token_ids: tokens that end a completion and are not shown.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop_strings: Sequence[str], stop_token_ids: Sequence[int]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stop_strings = tuple(stop_strings)
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self._tokens: list[int] = []  # may end within a character
+        self._held = ""  # may be the beginning of a stop string
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text that these tokens make certain."""
+        self._tokens += [token for token in token_ids if token not in self.stop_token_ids]
+        text = self.tokenizer.decode(self._tokens)
+        if text.endswith(REPLACEMENT) and not self._is_broken():
+            return ""
+        self._tokens = []
+        return self._release(self._held + text)
+
+    def finish(self) -> str:
+        """What was still held back; called once, after the last token."""
+        text = self._held + self.tokenizer.decode(self._tokens)
+        found = first_of(self.stop_strings, text)
+        return text if found is None else text[: found[1]]
+
+    def _is_broken(self) -> bool:
+        """Whether the last character is still broken with all the bytes it could have."""
+        tail = self.tokenizer.decode(self._tokens[-LONGEST_CHARACTER_TOKENS:])
+        return len(self._tokens) >= LONGEST_CHARACTER_TOKENS and tail.startswith(REPLACEMENT)
+
+    def _release(self, text: str) -> str:
+        """All of `text` but what may turn out to be a stop string."""
+        found = first_of(self.stop_strings, text)
+        cut = len(text) if found is None else found[1]
+        if found is None:
+            starts = range(max(0, len(text) - self._longest()), len(text))
+            begun = (at for at in starts if any(s.startswith(text[at:]) for s in self.stop_strings))
+            cut = next(begun, len(text))
+        self._held = text[cut:]
+        return text[:cut]
+
+    def _longest(self) -> int:
+        return max((len(string) for string in self.stop_strings), default=0)
