@@ -50,7 +50,10 @@ def fetch_outputs(store: Store, run: str, stage: str, parts: tuple[str, ...], to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedModel:
-    """The weights of a committed stage with what is needed to use them."""
+    """The weights of a committed stage with what is needed to use them.
+
+    `window_tokens` is the longest window the weights were trained with, in any stage.
+    """
 
     weights: Mapping[str, torch.Tensor]
     config: ModelConfig
@@ -59,7 +62,7 @@ class CommittedModel:
     tokenizer: Tokenizer
 
     def decoder(self) -> Decoder:
-        """Completes prompts within the window that the stage was trained with."""
+        """Completes prompts within the window."""
         return Decoder(
             self.weights,
             self.config,
@@ -87,9 +90,20 @@ def load_committed(store: Store, run: str, stage: str, scratch: Path) -> Committ
         weights={name: weight.detach() for name, weight in model.named_parameters()},
         config=config,
         rotary_base=base,
-        window_tokens=int(record["window_tokens"]),
+        window_tokens=_trained_window(store, run, stage, scratch / "records"),
         tokenizer=Tokenizer.load(corpus / "tokenizer" / "tokenizer.model"),
     )
+
+
+def _trained_window(store: Store, run: str, stage: str, scratch: Path) -> int:
+    """Longest window of the stage and those before it: reinforcement's is that of an answer."""
+    record_file = fetch_outputs(store, run, stage, (MODEL_RECORD,), scratch / stage) / MODEL_RECORD
+    record: Any = parse_json(record_file.read_bytes())
+    commit = load_commit(store, run, stage)
+    assert commit is not None  # fetch_outputs has just read it
+    before = [parent for parent in commit.parents if parent != "curate"]
+    windows = [_trained_window(store, run, parent, scratch) for parent in before]
+    return max([int(record["window_tokens"]), *windows])
 
 
 def answer(request: dict[str, Any], scratch: Path) -> dict[str, Any]:
