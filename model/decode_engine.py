@@ -141,7 +141,8 @@ class Engine:
             tokens.append(numpy.concatenate(pieces))
         hidden = self.network.hidden(rows.tensor(numpy.concatenate(tokens)), chunks, rows.state)
         finished = rows.write(hidden[:writing]) if writing else {}
-        rows.advance(pieces, first=writing)
+        if finished or pieces:
+            rows.advance(pieces, first=writing)
         return finished
 
     def _admit(self) -> None:
@@ -197,12 +198,12 @@ class _Rows:
     def admit(self, live: _Live) -> None:
         """Seat a request at the end; one whose prompt is about to be read waits for its twin."""
         prompt = live.request.prompt_token_ids
-        for other in self.live[self.writing : self.writing + self.reading]:
+        row = self.writing + self.reading
+        for other in self.live[:row][self.kind[:row] == READING]:
             if other.read_tokens == 0 and other.request.prompt_token_ids == prompt:
                 other.twins.append(live)
                 self.promised += 1
                 return
-        row = self.writing + self.reading
         self.state.clear(self.tensor(numpy.array([row])))
         self._seat(row, live)
         self.kind[row] = READING if len(prompt) > 1 else WRITING

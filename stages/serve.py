@@ -92,7 +92,11 @@ def serve(request: Mapping[str, Any], scratch: Path) -> None:
         sys.stdout.write(f"key: {key}\n" if is_drawn else f"key: the one in {KEY_VARIABLE}\n")
         sys.stdout.flush()
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, limit_concurrency=MOST_CONNECTIONS
+            app,
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            ws="none",
         )
         uvicorn.Server(config).run(sockets=[listening])
 
