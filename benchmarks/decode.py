@@ -48,7 +48,8 @@ SHAPES = {
 }
 PROMPT_TOKENS, NEW_TOKENS = 32, 96
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
-FLAT_ROWS, FLAT_STEPS = 8, 64
+FLAT_ROWS, FLAT_STEPS = 4, 64
+UNEQUAL_REQUESTS = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +247,8 @@ def measure(repeats: int) -> dict[str, Any]:
             }
             print(name, f"{cases[name]['ratio']:.2f}", flush=True)
     for answers in ("equal", "unequal"):
-        name = f"4M, batch 32 of 128 requests, unequal prompts, {answers} answers"
-        job = unequal_job(128, answers=answers)
+        name = f"4M, batch 32, {UNEQUAL_REQUESTS} unequal prompts, {answers} answers"
+        job = unequal_job(UNEQUAL_REQUESTS, answers=answers)
         cases[name] = compare(SHAPES["4M"], job, batch=32, repeats=max(1, repeats // 3)) | {
             "asked": 5.0
         }
