@@ -176,8 +176,10 @@ class ChatBody(CommonBody):
 
 
 def _named(error: ValidationError) -> InvalidSettingError:
-    """The first complaint of pydantic as field, value, accepted."""
-    first = error.errors(include_url=False)[0]
+    """The most telling complaint of pydantic as field, value, accepted."""
+    complaints = error.errors(include_url=False)
+    # where several types are accepted, the others' complaints say only that it is not theirs
+    first = next((one for one in complaints if not one["type"].endswith("_type")), complaints[0])
     field = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "body"
     value: Any = first["input"]
     shown = value if isinstance(value, int | float | bool | None) else str(value)
