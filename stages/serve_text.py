@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from m1.data_recipes.tokenizer import Tokenizer
 from m1.model.stop_strings import first_of
 
-LONGEST_CHARACTER_TOKENS = 4  # a character is at most four bytes, a byte token each
+LONGEST_UNFINISHED_TOKENS = 3  # a character is at most four bytes, a byte token each
 REPLACEMENT = "\ufffd"
 
 
@@ -30,10 +30,9 @@ class TextStream:
     def push(self, token_ids: Sequence[int]) -> str:
         """Text that these tokens make certain."""
         self._tokens += [token for token in token_ids if token not in self.stop_token_ids]
-        text = self.tokenizer.decode(self._tokens)
-        if text.endswith(REPLACEMENT) and not self._is_broken():
-            return ""
-        self._tokens = []
+        whole = self._whole_tokens()
+        text = self.tokenizer.decode(self._tokens[:whole])
+        del self._tokens[:whole]
         return self._release(self._held + text)
 
     def finish(self) -> str:
@@ -42,10 +41,14 @@ class TextStream:
         found = first_of(self.stop_strings, text)
         return text if found is None else text[: found[1]]
 
-    def _is_broken(self) -> bool:
-        """Whether the last character is still broken with all the bytes it could have."""
-        tail = self.tokenizer.decode(self._tokens[-LONGEST_CHARACTER_TOKENS:])
-        return len(self._tokens) >= LONGEST_CHARACTER_TOKENS and tail.startswith(REPLACEMENT)
+    def _whole_tokens(self) -> int:
+        """How many tokens do not end within a character, as far as one can know."""
+        count = len(self._tokens)
+        shortest = max(0, count - LONGEST_UNFINISHED_TOKENS)
+        for whole in range(count, shortest, -1):
+            if not self.tokenizer.decode(self._tokens[:whole]).endswith(REPLACEMENT):
+                return whole
+        return shortest  # what is broken for longer than any character will not be mended
 
     def _release(self, text: str) -> str:
         """All of `text` but what may turn out to be a stop string."""

@@ -80,12 +80,14 @@ CONFIGS = [
 ]
 
 
-def small_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Weights of the size that training leaves: logits of a standard deviation near one."""
-    return {
-        name: weight if weight.dim() == 1 else weight * (0.3 if "qkv" in name else 1.0)
-        for name, weight in random_weights(config).items()
-    }
+def even_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Weights that neither grow nor shrink what passes: logits of a standard deviation near 1."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        values = torch.randn(shape, generator=generator)
+        weights[name] = values * shape[-1] ** -0.5 if len(shape) > 1 else 1.0 + 0.15 * values
+    return weights
 
 
 def rotate_leading(q, k, cos, sin, unsqueeze_dim=1):
@@ -112,7 +114,7 @@ def test_transformers_computes_the_logits_of_the_reference(
     from transformers.models.minimax import modeling_minimax
 
     config, base, folder = CONFIGS[number], 5000.0, tmp_path / "hf"
-    weights = small_weights(config)
+    weights = even_weights(config)
     tokens = torch.randint(0, 97, (2, 280), generator=torch.Generator().manual_seed(1))
     options = OPTIONS | {"rotary_base": base}
     export_hugging_face(weights, config, folder, **options, layout=layout)
