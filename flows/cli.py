@@ -29,6 +29,7 @@ COMMANDS = {
     "gc": "m1.flows.commands_store",
     "export": "m1.flows.commands_store",
     "generate": "m1.flows.commands_look",
+    "serve": "m1.flows.commands_serve",
     "doctor": "m1.flows.commands_plan",
 }
 _EPILOG = """\
@@ -140,6 +141,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     generate.add_argument("--seed", type=int, default=1, metavar="N")
+    _add_serving(commands)
     _command(commands, "doctor", "what this machine has and what is missing", reads=True)
 
 
@@ -158,6 +160,18 @@ def _add_planning(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--simulate", action="store_true", help="play the run on failing machines")
     plan.add_argument("--trials", type=int, default=1000, metavar="N", help="runs to draw")
     plan.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawing")
+
+
+def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = _command(commands, "serve", "answer OpenAI clients with the model of a run")
+    serve.add_argument("run", metavar="RUN")
+    serve.add_argument("--stage", help="whose weights (default: the last committed ones)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one")
+    serve.add_argument("--max-batch", type=int, default=64, metavar="N",
+                       help="requests decoded at once")  # fmt: skip
+    serve.add_argument("--allow-host", metavar="NAME", action="append", default=[],
+                       help="another name clients may call this machine by")  # fmt: skip
 
 
 def _add_storing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -144,7 +144,7 @@ def do_generate(arguments: argparse.Namespace) -> int:
     request = {
         "store": store.url,
         "run": record.run,
-        "stage": _weights_stage(store, record, arguments.stage),
+        "stage": weights_stage(store, record, arguments.stage),
         "prompt": arguments.prompt,
         **_sampling(arguments),
     }
@@ -185,7 +185,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _weights_stage(store: Store, record: RunRecord, asked: str | None) -> str:
+def weights_stage(store: Store, record: RunRecord, asked: str | None) -> str:
     """The stage asked for, else the last committed one that gives weights."""
     giving = [name for name in record.preset.order if kind_of(name).gives_weights]
     if asked is not None and asked not in giving:

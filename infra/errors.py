@@ -3,6 +3,7 @@
 M1Error
 ├── UsageError                 the person asked for the impossible: exit 2, never retried
 │   ├── InvalidSettingError      one field, its value, what is accepted
+│   │   └── PromptTooLongError     a prompt leaves no room in the model's window
 │   ├── SettingsChangedError     resume with other settings than the run was started with
 │   └── SandboxUnavailableError  nothing here can isolate untrusted code: it is not run at all
 ├── SandboxFailedError         the sandbox broke, not the program in it: the sample is masked
@@ -50,6 +51,17 @@ class InvalidSettingError(UsageError):
         self.field = field
         self.value = value
         self.accepted = accepted
+
+
+class PromptTooLongError(InvalidSettingError):
+    """A prompt leaves no room for an answer in the window of the model."""
+
+    def __init__(self, *, prompt_tokens: int, window_tokens: int) -> None:
+        super().__init__(
+            field="prompt",
+            value=f"{prompt_tokens} tokens",
+            accepted=f"at most {window_tokens - 1} tokens, the window is {window_tokens}",
+        )
 
 
 class SettingsChangedError(UsageError):

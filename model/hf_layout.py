@@ -99,7 +99,9 @@ def _expert_parts(config: ModelConfig, ours: str, disk: str) -> Iterator[tuple[s
         gate, up = (expert, slice(0, inner)), (expert, slice(inner, 2 * inner))
         yield prefix + "w1.weight", Part(weight=gate_up, index=gate, shape=(inner, hidden))
         yield prefix + "w3.weight", Part(weight=gate_up, index=up, shape=(inner, hidden))
-        yield prefix + "w2.weight", Part(weight=down, index=expert, shape=(hidden, inner))
+    for expert in range(config.num_experts):  # apart: parts of one weight stand together
+        name = f"{disk}block_sparse_moe.experts.{expert}.w2.weight"
+        yield name, Part(weight=down, index=expert, shape=(hidden, inner))
 
 
 def _grouped_rows(config: ModelConfig, is_reordered: bool) -> dict[str, Tensor]:

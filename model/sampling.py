@@ -2,11 +2,12 @@
 
 Randomness is a counter: the uniform number of a choice depends only on (seed, index of the new
 token), so a request gets the same tokens in any batch. Not here: the network (`decode_network`)
-and the batching (`decode`).
+and the batching (`decode_engine`).
 
 Shape letters: B rows, V vocabulary, N blocks of the vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from m1.infra.errors import InvalidSettingError
+
 SUM_BLOCK = 64  # two-level cumulative sum: block sums vectorise, a full cumsum does not
+MOST_TOP_LOGPROBS = 20  # as many alternatives per token as OpenAI's API gives
 _MASK_64 = (1 << 64) - 1
 
 
@@ -28,28 +32,60 @@ class Sampling:
         top_k: keep this many most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
         stop_token_ids: a completion ends with the first of these (which is part of it).
+        stop_strings: a completion ends with the token that completes the first of these.
         repetition_tokens: stop after this many consecutive sure tokens; 0 never stops
             (M1 section 3.2: 3,000).
         repetition_probability: a token is sure above this probability (M1 section 3.2: 0.99).
+        top_logprobs: most likely tokens that are reported beside each chosen one.
+
+    Raises:
+        InvalidSettingError: a value out of its range.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     repetition_tokens: int = 3000
     repetition_probability: float = 0.99
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         for field, valid, accepted in (
-            ("temperature", 0 <= self.temperature < float("inf"), ">= 0"),
+            ("temperature", 0 <= self.temperature < float("inf"), "a finite number >= 0"),
             ("top_k", self.top_k >= 0, ">= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("stop_strings", all(self.stop_strings), "strings that are not empty"),
             ("repetition_tokens", self.repetition_tokens >= 0, ">= 0"),
             ("repetition_probability", 0 < self.repetition_probability < 1, "in (0, 1)"),
+            (
+                "top_logprobs",
+                0 <= self.top_logprobs <= MOST_TOP_LOGPROBS,
+                f"0 to {MOST_TOP_LOGPROBS}",
+            ),
         ):
             if not valid:
-                raise ValueError(f"{field} = {getattr(self, field)!r}; accepted: {accepted}")
+                value = getattr(self, field)
+                raise InvalidSettingError(field=field, value=value, accepted=accepted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """Temperature, top-k and top-p of each row of a batch, [B] each."""
+
+    temperature_B: NDArray[numpy.float32]
+    top_k_B: NDArray[numpy.int64]
+    top_p_B: NDArray[numpy.float32]
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling]) -> "Knobs":
+        """Those of `samplings`, one per row."""
+        return cls(
+            temperature_B=numpy.array([s.temperature for s in samplings], dtype=numpy.float32),
+            top_k_B=numpy.array([s.top_k for s in samplings], dtype=numpy.int64),
+            top_p_B=numpy.array([s.top_p for s in samplings], dtype=numpy.float32),
+        )
 
 
 def uniforms(seeds_B: NDArray[numpy.uint64], indices_B: NDArray[numpy.int64]) -> Tensor:
@@ -70,37 +106,55 @@ def _mix(x: NDArray[numpy.uint64]) -> NDArray[numpy.uint64]:
     return x ^ (x >> numpy.uint64(31))
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+def choose(logits_BV: Tensor, knobs: Knobs, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Next tokens [B] and their log-probabilities [B].
 
     The log-probability is that of softmax(logits / temperature) over the whole vocabulary, before
     top-k and top-p cut it: what a trainer can recompute. At temperature 0 it is that of
     temperature 1.
     """
-    scaled = (
-        logits_BV / sampling.temperature if sampling.temperature not in (0.0, 1.0) else logits_BV
-    )
-    top_B1, greedy_B1 = scaled.max(-1, keepdim=True)
-    weights_BV = torch.exp(scaled - top_B1)  # at most 1: never overflows
+    scaled_BV = _scaled(logits_BV, knobs.temperature_B)
+    top_B1 = scaled_BV.amax(-1, keepdim=True)
+    weights_BV = (scaled_BV - top_B1).exp_()  # at most 1: never overflows
     log_total_B = weights_BV.sum(-1).log()
-    if sampling.temperature == 0:
-        return greedy_B1[:, 0], -log_total_B
-    tokens_B = _inverse_distribution(_cut(weights_BV, sampling), uniform_B)
-    picked_B = scaled.gather(-1, tokens_B[:, None])[:, 0]
+    tokens_B = _inverse_distribution(_cut(weights_BV, knobs), uniform_B)
+    if not knobs.temperature_B.all():
+        is_greedy_B = torch.from_numpy(knobs.temperature_B == 0).to(tokens_B.device)
+        tokens_B = torch.where(is_greedy_B, scaled_BV.argmax(-1), tokens_B)
+    picked_B = scaled_BV.gather(-1, tokens_B[:, None])[:, 0]
     return tokens_B, picked_B - top_B1[:, 0] - log_total_B
 
 
-def _cut(weights_BV: Tensor, sampling: Sampling) -> Tensor:
+def most_likely(logits_BV: Tensor, knobs: Knobs, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` most likely tokens of each row and their log-probabilities, [B, count] each."""
+    logprobs_BV = _scaled(logits_BV, knobs.temperature_B).log_softmax(-1)
+    values, tokens = logprobs_BV.topk(count, -1)
+    return tokens, values
+
+
+def _scaled(logits_BV: Tensor, temperature_B: NDArray[numpy.float32]) -> Tensor:
+    if bool(((temperature_B == 1) | (temperature_B == 0)).all()):
+        return logits_BV
+    divisor_B = numpy.where(temperature_B == 0, numpy.float32(1), temperature_B)
+    return logits_BV / torch.from_numpy(divisor_B).to(logits_BV.device)[:, None]
+
+
+def _cut(weights_BV: Tensor, knobs: Knobs) -> Tensor:
     """Zero the weights outside top-k, then outside top-p; the usual case (both off) is free."""
-    if 0 < sampling.top_k < weights_BV.shape[-1]:
-        kept, places = weights_BV.topk(sampling.top_k, -1)
-        weights_BV = torch.zeros_like(weights_BV).scatter_(-1, places, kept)
-    if sampling.top_p < 1:
-        ordered, places = weights_BV.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered * (before < sampling.top_p * ordered.sum(-1, keepdim=True))
-        weights_BV = torch.zeros_like(weights_BV).scatter_(-1, places, ordered)
-    return weights_BV
+    top_k_B = numpy.where(knobs.top_k_B == 0, weights_BV.shape[-1], knobs.top_k_B)
+    is_cut_B = (top_k_B < weights_BV.shape[-1]) | (knobs.top_p_B < 1)
+    if not is_cut_B.any():
+        return weights_BV
+    rows, top_k, top_p = (
+        torch.from_numpy(array).to(weights_BV.device)
+        for array in (numpy.flatnonzero(is_cut_B), top_k_B[is_cut_B], knobs.top_p_B[is_cut_B])
+    )
+    ordered, places = weights_BV[rows].sort(dim=-1, descending=True, stable=True)
+    ordered *= torch.arange(ordered.shape[-1], device=rows.device) < top_k[:, None]
+    before = ordered.cumsum(-1) - ordered
+    kept = (before < top_p[:, None] * ordered.sum(-1, keepdim=True)) | (top_p[:, None] == 1)
+    cut = torch.zeros_like(ordered).scatter_(-1, places, ordered * kept)
+    return weights_BV.index_copy(0, rows, cut)
 
 
 def _inverse_distribution(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from m1.model.spec import BuildOptions, HybridModel, forward_logits
 from m1.model.whole_weights import whole_weights
 from m1.stages.context import StageContext
 from m1.stages.contract import StageOutcome
+from m1.stages.model_card import model_card
 from m1.stages.settings import ExportSettings, PretrainSettings
 from m1.stages.training.evaluation import heldout_batches
 from m1.stages.training.session import MODEL_RECORD, open_model
@@ -85,26 +86,15 @@ def _write(
         stop_token_ids=(Tokenizer.load(tokenizer).end_of_sentence_id,),
     )
     write_hugging_face_tokenizer(tokenizer, folder, chat_template=CHAT_TEMPLATE)
-    _write_model_card(context, folder)
-
-
-def _write_model_card(context: StageContext, folder: Path) -> None:
-    spec = context.spec
     parent = context.weights_parent()
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        f"# {spec.run}",
-        "",
-        f"Weights of stage `{parent}` of run `{spec.run}`, trained with the M1 pipeline.",
-        "",
-        "| parent stage | commit |",
-        "|---|---|",
-        *[f"| {name} | `{ref.digest[:16]}` |" for name, ref in spec.parents.items()],
-    ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    assert parent is not None
+    card = model_card(
+        context.parent_commit(parent),
+        context.model,
+        rotary_base=rotary_base,
+        window_tokens=window_tokens,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _parity_tokens(settings: ExportSettings, shards: Path) -> torch.Tensor:

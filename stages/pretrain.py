@@ -3,9 +3,12 @@
 Held-out loss is measured before and after, beside the unigram entropy of the very same tokens.
 """
 
+from pathlib import Path
+
 from m1.data_recipes.pack import TokenShards, WindowPlan
 from m1.stages.context import StageContext
 from m1.stages.contract import StageOutcome
+from m1.stages.import_weights import import_weights
 from m1.stages.settings import PretrainSettings
 from m1.stages.training.evaluation import heldout_batches, mean_loss, unigram_entropy
 from m1.stages.training.loop import first_and_last_loss, mean_speed, train
@@ -14,9 +17,12 @@ from m1.stages.training.trainer import Trainer
 
 
 def run(context: StageContext, settings: PretrainSettings) -> StageOutcome:
-    """Train from starting weights, or from an imported parent, over the mixture."""
+    """Train from starting weights, from a published folder or from a parent, over the mixture."""
     options = build_options(context, settings)
     with open_model(context, options, weights_of=context.weights_parent()) as model:
+        if settings.start_from is not None:
+            context.report(phase="importing")
+            import_weights(model, context.model, Path(settings.start_from))
         directory = context.fetch("curate", "shards/")
         plan = WindowPlan(
             TokenShards.open(directory, "train"),

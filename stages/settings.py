@@ -81,6 +81,11 @@ class TrainSettings(StageSettings):
 class PretrainSettings(TrainSettings):
     """Continued pretraining on the reasoning-heavy mixture (M1 section 2.1)."""
 
+    start_from: str | None = Field(
+        None,
+        description="Folder of published weights to continue, as M1 continued MiniMax-Text-01; "
+        "every machine of the job reads it. Empty: start from random weights.",
+    )
     mixture: dict[str, float] = Field(
         default_factory=lambda: {"code": 0.4, "stem": 0.2, "qa": 0.1, "book": 0.1, "web": 0.2},
         description="Share of tokens per kind of document; STEM, code, books, QA together 70 %.",

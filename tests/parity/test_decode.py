@@ -1,11 +1,17 @@
 """The sampler computes what the slow reference and the training forward compute."""
 
+from itertools import pairwise
+
+import numpy
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from m1.model.config import ModelConfig
 from m1.model.decode import Completion, Decoder, Request
-from m1.model.decode_network import Chunk, DecodeNetwork, RowState, weight_shapes
+from m1.model.decode_network import DecodeNetwork, weight_shapes
+from m1.model.decode_state import Chunk, RowState
 from m1.model.reference import reference_logits
 from m1.model.sampling import Sampling
 
@@ -23,7 +29,7 @@ SHAPE = ModelConfig(
     rotary_width=4,
     rotary_base=1000.0,
 )
-MANY_EXPERTS = SHAPE.model_copy(update={"num_experts": 12, "experts_per_token": 3})
+MANY_EXPERTS = {"num_experts": 12, "experts_per_token": 3}
 
 
 def random_weights(config: ModelConfig, *, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -48,29 +54,69 @@ def truth(weights: dict[str, torch.Tensor], config: ModelConfig, tokens: list[in
     return reference_logits(exact, config, torch.tensor([tokens]))[0]
 
 
-@pytest.mark.parametrize("config", [SHAPE, MANY_EXPERTS], ids=["dense", "routed"])
-@pytest.mark.parametrize("sizes", [[40], [1] * 40, [7, 1, 30, 2]], ids=["whole", "single", "mixed"])
-def test_any_chunking_gives_the_reference_logits(config: ModelConfig, sizes: list[int]) -> None:
-    weights = random_weights(config)
-    tokens = torch.randint(
-        0, config.vocabulary_size, (2, 40), generator=torch.Generator().manual_seed(3)
-    )
+def chunked_logits(
+    weights: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.Tensor, sizes: list[int]
+) -> torch.Tensor:
+    """Logits [B, T, V] by the decoder's network, `sizes` tokens of every row at a time."""
     network = DecodeNetwork(weights, config, rotary_base=config.rotary_base)
-    state = RowState(config, rows=2, weight=weights["output_layer.weight"])
-
+    state = RowState(config, rows=len(tokens), weight=weights["output_layer.weight"])
     pieces, start = [], 0
     for size in sizes:
-        positions = torch.arange(start, start + size).expand(2, -1)
-        chunk = Chunk(
-            first_row=0, positions_BC=positions, counts_B=None, cached_tokens=start + size
-        )
-        pieces.append(network.hidden(tokens[:, start : start + size], chunk, state))
+        rows = numpy.ones(len(tokens), dtype=numpy.int64)
+        chunk = Chunk.of(0, rows * start, rows * size, torch.device("cpu"))
+        packed = tokens[:, start : start + size].flatten()
+        pieces.append(network.hidden(packed, [chunk], state).unflatten(0, (len(tokens), size)))
         start += size
-    logits = network.logits(torch.cat(pieces, 1).flatten(0, 1)).view(2, 40, -1)
+    return network.logits(torch.cat(pieces, 1))
+
+
+@given(
+    cuts=st.sets(st.integers(1, 39), max_size=12),
+    changed=st.sampled_from(
+        [{}, {"num_experts": 12, "experts_per_token": 3}, {"softmax_every": 9}]
+    ),
+    seed=st.integers(0, 3),
+)
+@example(cuts=set(range(1, 40)), changed={}, seed=0)
+@settings(max_examples=25, deadline=None)
+def test_any_chunking_gives_the_reference_logits(cuts: set[int], changed: dict, seed: int) -> None:
+    config = SHAPE.model_copy(update=changed)
+    weights = random_weights(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, config.vocabulary_size, (2, 40), generator=generator)
+    edges = [0, *sorted(cuts), 40]
+
+    logits = chunked_logits(weights, config, tokens, [b - a for a, b in pairwise(edges)])
 
     exact = {name: weight.double() for name, weight in weights.items()}
     expected = reference_logits(exact, config, tokens)
-    assert (logits.double() - expected).abs().max() < 1e-5 * expected.std()
+    assert (logits.double() - expected).abs().max() < 1e-5
+
+
+def test_rows_of_unequal_chunks_do_not_disturb_one_another() -> None:
+    weights = random_weights(SHAPE)
+    network = DecodeNetwork(weights, SHAPE, rotary_base=SHAPE.rotary_base)
+    state = RowState(SHAPE, rows=5, weight=weights["output_layer.weight"])
+    tokens = torch.randint(0, 97, (5, 30), generator=torch.Generator().manual_seed(3))
+    seen, found = numpy.zeros(5, dtype=numpy.int64), [[] for _ in range(5)]
+
+    # two groups of rows per pass, as when some write while others read
+    for counts in ([1, 1, 7, 3, 12], [1, 1, 4, 20, 1], [1, 1, 9, 2, 5]):
+        count = numpy.array(counts)
+        chunks = [
+            Chunk.of(0, seen[:2], count[:2], torch.device("cpu")),
+            Chunk.of(2, seen[2:], count[2:], torch.device("cpu")),
+        ]
+        packed = [tokens[row, seen[row] : seen[row] + counts[row]] for row in range(5)]
+        hidden = network.hidden(torch.cat(packed), chunks, state).split(counts)
+        for row, piece in enumerate(hidden):
+            found[row].append(piece)
+        seen += count
+
+    for row in range(5):
+        logits = network.logits(torch.cat(found[row]))
+        expected = truth(weights, SHAPE, tokens[row, : seen[row]].tolist())
+        assert (logits.double() - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("prefill_chunk_tokens", [1, 5, 128])
@@ -123,6 +169,69 @@ def test_batch_composition_does_not_change_a_request(temperature: float) -> None
         assert [completion.token_ids for completion in together] == alone
     backwards: list[Completion] = decoder.generate(requests[::-1], sampling, max_batch=5)
     assert [completion.token_ids for completion in backwards[::-1]] == alone
+
+
+def test_equal_prompts_are_read_once_and_answered_as_if_alone() -> None:
+    weights = random_weights(SHAPE)
+    prompts = [*random_prompts(2, 40), [5]]  # of one token nothing is left to read
+    decoder, sampling = Decoder(weights, SHAPE, prefill_chunk_tokens=7), Sampling()
+    requests = [
+        Request(prompt_token_ids=prompts[number % 3], max_new_tokens=4 + number, seed=number)
+        for number in range(15)
+    ]
+
+    alone = [decoder.generate([request], sampling)[0].token_ids for request in requests]
+
+    for max_batch in (2, 6, 15):
+        together = decoder.generate(requests, sampling, max_batch=max_batch)
+        assert [completion.token_ids for completion in together] == alone
+
+
+def test_each_request_has_its_own_sampling() -> None:
+    weights, prompts = random_weights(SHAPE), random_prompts(6, 20)
+    decoder = Decoder(weights, SHAPE)
+    samplings = [
+        Sampling(temperature=0), Sampling(), Sampling(temperature=0.6), Sampling(top_k=3),
+        Sampling(top_p=0.5), Sampling(temperature=1.3, top_k=20, top_p=0.8, top_logprobs=2),
+    ]  # fmt: skip
+    requests = [
+        Request(prompt_token_ids=prompt, max_new_tokens=25, seed=number)
+        for number, prompt in enumerate(prompts)
+    ]
+
+    engine = decoder.engine(max_batch=4)
+    tickets = [engine.submit(*pair) for pair in zip(requests, samplings, strict=True)]
+    together: dict[int, Completion] = {}
+    while not engine.is_idle:
+        together.update(engine.step())
+
+    for ticket, request, sampling in zip(tickets, requests, samplings, strict=True):
+        [alone] = decoder.generate([request], sampling)
+        assert together[ticket].token_ids == alone.token_ids
+        assert len(together[ticket].top_logprobs) == (25 if sampling.top_logprobs else 0)
+
+
+def test_a_cancelled_request_leaves_the_others_as_they_were() -> None:
+    weights, prompts = random_weights(SHAPE), random_prompts(4, 30)
+    decoder, sampling = Decoder(weights, SHAPE, prefill_chunk_tokens=8), Sampling()
+    requests = [
+        Request(prompt_token_ids=prompts[number // 2], max_new_tokens=12, seed=number)
+        for number in range(8)  # pairs share a prompt
+    ]
+    alone = [decoder.generate([request], sampling)[0] for request in requests]
+
+    for when in (0, 1, 2, 6):
+        engine = decoder.engine(max_batch=6)
+        tickets = [engine.submit(request, sampling) for request in requests]
+        done: dict[int, Completion] = {}
+        for _ in range(when):
+            done |= engine.step()
+        for ticket in (tickets[0], tickets[3], tickets[7]):
+            engine.cancel(ticket)
+        while not engine.is_idle:
+            done |= engine.step()
+        assert sorted(done) == [tickets[number] for number in (1, 2, 4, 5, 6)]
+        assert all(done[t].token_ids == alone[t].token_ids for t in done)
 
 
 def test_the_next_generate_sees_weights_updated_in_place() -> None:

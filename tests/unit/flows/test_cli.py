@@ -55,7 +55,14 @@ def test_help_imports_neither_torch_nor_prefect():
 
 @pytest.mark.parametrize(
     "module",
-    ["commands_run", "commands_look", "commands_plan", "commands_store", "commands_dashboard"],
+    [
+        "commands_run",
+        "commands_look",
+        "commands_plan",
+        "commands_store",
+        "commands_dashboard",
+        "commands_serve",
+    ],
 )
 def test_commands_import_neither_torch_nor_prefect(module):
     code = (
