@@ -35,6 +35,15 @@ test: .venv/.test  ## all tests
 faults: .venv/.test  ## every fault of the table, with a dated report; LONG=1 is the night's form
 	M1_FAULTS_SCALE=$(if $(LONG),20,1) .venv/bin/python benchmarks/faults.py
 
+bench: .venv/.test  ## what can be measured; NAME=learning measures one
+	.venv/bin/m1 bench $(NAME)
+
+up: setup  ## dashboard, worker and deployments on this machine
+	.venv/bin/m1 up
+
+down: setup  ## end what `make up` started
+	.venv/bin/m1 down
+
 check: .venv/.test  ## format, lint, types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .

@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": "m1.flows.commands_look",
     "serve": "m1.flows.commands_serve",
     "doctor": "m1.flows.commands_plan",
+    "bench": "m1.flows.commands_bench",
 }
 _EPILOG = """\
 examples:
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_running(commands)
     _add_looking(commands)
     _add_storing(commands)
+    _add_measuring(commands)
     return parser
 
 
@@ -160,6 +162,14 @@ def _add_planning(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--simulate", action="store_true", help="play the run on failing machines")
     plan.add_argument("--trials", type=int, default=1000, metavar="N", help="runs to draw")
     plan.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawing")
+
+
+def _add_measuring(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = _command(
+        commands, "bench", "measure a claim again; without a name, list them", reads=True
+    )
+    bench.add_argument("name", nargs="?", metavar="NAME", help="such as learning")
+    bench.add_argument("words", nargs=argparse.REMAINDER, help="handed to the benchmark")
 
 
 def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

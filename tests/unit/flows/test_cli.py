@@ -285,3 +285,22 @@ def test_plan_answers_in_the_agreed_shape(home, capsys):
         "store_bytes", "layout",
     } <= set(plan)  # fmt: skip
     assert plan["parameters"] == {"total": 456_089_655_296, "active": 45_944_920_064}
+
+
+def test_bench_lists_every_runnable_benchmark_with_its_question(capsys):
+    assert cli.main(["bench", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]
+    assert {"learning", "decode", "faults"} <= set(found)
+    assert all(found.values()), "each says what it asks"
+
+
+def test_bench_runs_one_with_its_own_words(capfd, monkeypatch, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        'import sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n'
+        "    sys.exit(len(sys.argv) > 3)\n"
+    )
+    monkeypatch.setattr("m1.flows.commands_bench.folder", lambda: tmp_path)
+    assert cli.main(["bench", "tiny", "--seeds", "1"]) == 0
+    assert "['--seeds', '1']" in capfd.readouterr().out
+    assert cli.main(["bench", "tiny", "a", "b", "c"]) == 3
+    assert cli.main(["bench", "unknown"]) == 2
