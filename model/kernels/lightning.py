@@ -25,6 +25,8 @@ from m1.model.kernels import lightning_scan
 
 CHUNK_TOKENS = 64
 LARGEST_WIDTH = 128
+FORWARD_STAGES = 4
+BACKWARD_STAGES = 3
 FEWEST_SEGMENT_CHUNKS = 8  # ours: a shorter segment costs more in states than it gains
 
 
@@ -195,7 +197,7 @@ def scan_forward(
         id_stride,
         HAS_IDS=ids_BT is not None,
         HAS_STATE=states is not None,
-        num_stages=4 if constants["num_warps"] == 4 else 1,
+        num_stages=FORWARD_STAGES if constants["num_warps"] == 4 else 1,
         **constants,
     )
     return output, final, states
@@ -241,7 +243,7 @@ def scan_backward(
         HAS_STATE=states is not None,
         HAS_D_STATE=d_states is not None,
         HAS_PRE=before_silu is not None,
-        num_stages=3 if constants["num_warps"] == 4 else 1,
+        num_stages=BACKWARD_STAGES if constants["num_warps"] == 4 else 1,
         **constants,
     )
     return d_initial

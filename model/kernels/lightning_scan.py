@@ -11,9 +11,9 @@ chunk, no atomics, so two runs give the same bits. Loads of a and b by both halv
 in the L2 cache.
 
 Decay costs one scaling of c and one of the output: inside a chunk of C tokens, with m = C / 2,
-exp(-s (i - j)) = exp(-s (i - m)) exp(s (j - m)), and the state is kept as S exp(-s (m + 1)), so
-that one scaled c serves the scores and the state. That holds in fp32 and bf16 for s <= 2; MiniMax's
-slopes are at most 1.
+exp(-s (i - j)) = exp(-s (i - m)) exp(s (j - m)), and the state is carried as
+S exp(-s (m + 1)), so that one scaled c serves the scores and the state, whose decay from chunk to
+chunk is one constant. That holds in fp32 and bf16 for s <= 2; MiniMax's slopes are at most 1.
 """
 
 import triton
@@ -57,6 +57,7 @@ def _scan(
     middle: tl.constexpr = CHUNK // 2
     centred = (middle - row if REVERSE else row - middle).to(tl.float32)
     grow, shrink = tl.exp(slope * centred), tl.exp(-slope * centred)
+    decay = tl.exp(-slope * CHUNK)
     causal = row[:, None] <= row[None, :] if REVERSE else row[:, None] >= row[None, :]
 
     for step in range(first_chunk, last_chunk):
@@ -66,8 +67,6 @@ def _scan(
         c_tile = _tile(c, batch, head, token, column, CHUNK, SLICE)
         scaled = (c_tile * grow[:, None]).to(DTYPE)
         into_state = scaled
-        # a short last chunk comes first in reverse, where the next scale is a whole chunk's
-        decay = tl.exp(-slope * (CHUNK if REVERSE else tl.minimum(length - token, CHUNK)))
         if HAS_IDS:
             own = tl.load(ids + token + row, mask=token + row < length, other=-1)
             start, end = tl.maximum(token - 1, 0), tl.minimum(token + CHUNK, length) - 1
@@ -75,6 +74,7 @@ def _scan(
                 start, end = tl.minimum(token + CHUNK, length - 1), token
             before, last = tl.load(ids + start), tl.load(ids + end)
             into_state = tl.where((own == last)[:, None], scaled, 0.0).to(DTYPE)
+        state *= tl.where(step == first_chunk, 1.0, decay)
         if WRITES:
             a_tile = _tile(a, batch, head, token, 0, CHUNK, WIDTH)
             scores = _dot(a_tile, tl.trans(b_tile), None, DTYPE)
@@ -93,7 +93,7 @@ def _scan(
             out.store([batch, head, token, column], result)
         if HAS_IDS:
             state = tl.where(before == last, state, 0.0)
-        state = _dot(tl.trans(b_tile), into_state, state, DTYPE) * decay
+        state = _dot(tl.trans(b_tile), into_state, state, DTYPE)
     return state
 
 
@@ -105,21 +105,16 @@ def _load_state(states, place, inside, HAS_STATE: tl.constexpr, scale):
 
 
 @triton.jit
-def _into(slope, CHUNK: tl.constexpr):
-    """Scale of a forward state: S exp(-s (m + 1))."""
+def _at_start(slope, CHUNK: tl.constexpr):
+    """Scale of a carried state where tokens begin: S exp(-s (m + 1)); also for reverse scans."""
     return tl.exp(-slope * (CHUNK // 2 + 1))
 
 
 @triton.jit
-def _into_reverse(slope, last_chunk, length, CHUNK: tl.constexpr):
-    """Scale of a reverse state after `last_chunk` - 1, which may be a short chunk."""
+def _at_end(slope, last_chunk, length, CHUNK: tl.constexpr):
+    """To a state (forward) or from one (reverse) where tokens end; the last chunk may be short."""
     tokens = tl.minimum(length - (last_chunk - 1) * CHUNK, CHUNK)
-    return tl.exp(-slope * (tokens - 1 - CHUNK // 2))
-
-
-@triton.jit
-def _out_of_reverse(slope, CHUNK: tl.constexpr):
-    return tl.exp(slope * (CHUNK - 1 - CHUNK // 2))
+    return tl.exp(slope * (CHUNK // 2 + 1 - tokens))
 
 
 @triton.jit
@@ -143,7 +138,7 @@ def forward_kernel(
     place, inside = _state_places(row, column + tl.arange(0, SLICE), width, False)
     state_size = (width * width).to(tl.int64)
     before = states + (segment * pairs + pair) * state_size
-    state = _load_state(before, place, inside, HAS_STATE, _into(slope, CHUNK))
+    state = _load_state(before, place, inside, HAS_STATE, _at_start(slope, CHUNK))
     first, last = _range_of_segment(segment, segment_chunks, length, CHUNK)
     state = _scan(
         q, k, v, out, q, state, slope, ids + batch * id_stride, batch, head, column,
@@ -151,7 +146,7 @@ def forward_kernel(
         False, True, HAS_IDS, False, DTYPE, CHUNK, WIDTH, SLICE,
     )  # fmt: skip
     if segment == tl.num_programs(2) - 1:
-        state /= _into(slope, CHUNK)
+        state *= _at_end(slope, last, length, CHUNK)
         tl.store(final + pair * state_size + place, state, mask=inside)
 
 
@@ -175,7 +170,7 @@ def segment_kernel(
         batch, head, column, first, last, length,
         REVERSE, False, HAS_IDS, False, DTYPE, CHUNK, WIDTH, SLICE,
     )  # fmt: skip
-    state = state * _out_of_reverse(slope, CHUNK) if REVERSE else state / _into(slope, CHUNK)
+    state *= _at_start(slope, CHUNK) if REVERSE else _at_end(slope, last, length, CHUNK)
     target = states + (segment * pairs + pair) * (width * width).to(tl.int64)
     tl.store(target + place, state, mask=inside)
 
@@ -235,14 +230,14 @@ def backward_kernel(
     first, last = _range_of_segment(segment, segment_chunks, length, CHUNK)
     if is_dq:
         place, inside = _state_places(row, columns, width, True)
-        state = _load_state(states + offset, place, inside, HAS_STATE, _into(slope, CHUNK))
+        state = _load_state(states + offset, place, inside, HAS_STATE, _at_start(slope, CHUNK))
         _scan(
             d_out, v, k_slice, d_q, pre_q, state, slope, ids, batch, head, column,
             first, last, length,
             False, True, HAS_IDS, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
     elif program % 2 == 0:
-        scale = _into_reverse(slope, last, length, CHUNK)
+        scale = _at_end(slope, last, length, CHUNK)
         place, inside = _state_places(row, columns, width, True)
         state = _load_state(d_states + offset, place, inside, HAS_D_STATE, scale)
         _scan(
@@ -251,7 +246,7 @@ def backward_kernel(
             True, True, HAS_IDS, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
     else:
-        scale = _into_reverse(slope, last, length, CHUNK)
+        scale = _at_end(slope, last, length, CHUNK)
         place, inside = _state_places(row, columns, width, False)
         state = _load_state(d_states + offset, place, inside, HAS_D_STATE, scale)
         state = _scan(
@@ -260,5 +255,5 @@ def backward_kernel(
             True, True, HAS_IDS, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
         if segment == 0:
-            state *= _out_of_reverse(slope, CHUNK)
+            state *= _at_start(slope, CHUNK)
             tl.store(d_initial + pair * state_size + place, state, mask=inside)
