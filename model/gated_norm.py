@@ -16,7 +16,7 @@ def gated_norm(
     epsilon: float,
     group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
-    """x over its root mean square, times weight, times sigmoid(gate); [..., F] like x.
+    """Norm x over its last axis, scale by weight and sigmoid(gate); [..., F] like x.
 
     Args:
         x: [..., F]; the mean square is taken in fp32 over the last axis of all ranks of `group`.

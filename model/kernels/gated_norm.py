@@ -10,7 +10,7 @@ which x (and dy, x, gate) are read once more.
 Shape letters: R rows, F features of this rank, P programs.
 """
 # Triton's language has no annotations, and its kernels take what they need one by one.
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
+# ruff: noqa: ANN001, ANN201, PLR0913
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from typing import Any
@@ -75,8 +75,9 @@ def backward_kernel(
     inside = place < features
     weight_row = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
     d_weight = tl.zeros([BLOCK], tl.float32)
+    wide = tl.cast(features, tl.int64)
     for row in range(program, rows, tl.num_programs(0)):
-        here = row.to(tl.int64) * features + place
+        here = row * wide + place
         x_row = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
         open_row = tl.sigmoid(tl.load(gate + here, mask=inside, other=0.0).to(tl.float32))
         d_row = tl.load(d_y + here, mask=inside, other=0.0).to(tl.float32)
@@ -85,10 +86,7 @@ def backward_kernel(
         d_open = d_row * normed
         d_weight += d_open * open_row
         d_scaled = d_row * open_row * weight_row
-        if HAS_DOTS:
-            dot = tl.load(dots + row)
-        else:
-            dot = tl.sum(d_scaled * x_row, 0)
+        dot = tl.load(dots + row) if HAS_DOTS else tl.sum(d_scaled * x_row, 0)
         d_x_row = scale * (d_scaled - normed * (dot * scale / all_features))
         d_gate_row = d_open * weight_row * open_row * (1.0 - open_row)
         tl.store(d_x + here, d_x_row.to(d_x.dtype.element_ty), mask=inside)
