@@ -229,15 +229,17 @@ class _Loss(torch.autograd.Function):
         head = Head(weight_VD, group)
         logprobs_R, entropy_R, gradients = _walk(hidden_RD, head, targets_R, coefficients)
         assert gradients is not None
-        ctx.save_for_backward(gradients.hidden_RD, gradients.weight_VD.to(weight_VD.dtype))
+        ctx.gradients = gradients.hidden_RD, gradients.weight_VD.to(weight_VD.dtype)
         ctx.mark_non_differentiable(logprobs_R, entropy_R)
         return torch.stack(losses).sum(), logprobs_R, entropy_R
 
     @staticmethod
     def backward(ctx: Any, *d: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        scale = d[0]
-        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, None, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("head_loss: its gradients were handed out by an earlier backward")
+        d_hidden, d_weight = ctx.gradients
+        ctx.gradients = None  # the weight's may be gigabytes: scaled in place, handed out once
+        return d_hidden.mul_(d[0]), d_weight.mul_(d[0]), None, None, None
 
 
 def head_logprobs(

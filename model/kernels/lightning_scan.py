@@ -51,32 +51,62 @@ def _state_places(row, column, width, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _documents(starts, ends, chunk, length, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
+def _load_documents(starts, ends, chunk, length, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
+    """Bounds of the documents of a chunk's tokens, and of the last one that the scan meets.
+
+    Nothing is computed from them yet, so that nothing waits for memory. A chunk past the row's end
+    may be asked for.
+    """
+    token = chunk * CHUNK
+    place = tl.minimum(tl.maximum(token + tl.arange(0, CHUNK), 0), length - 1)
+    start, end = tl.load(starts + place), tl.load(ends + place)
+    if REVERSE:
+        return start, end, tl.load(ends + tl.maximum(token, 0))
+    return start, end, tl.load(starts + tl.minimum(token + CHUNK, length) - 1)
+
+
+@triton.jit
+def _masks(start, end, farthest, token, length, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
     """How a chunk's tokens meet their documents, for a scan that comes from one side.
 
-    Returns, relative to the chunk's first token: the furthest place each token sees; whether the
-    state before the chunk is of its document; whether its document goes on after the chunk;
-    whether the state's document does. At the outer ends of the row the state counts as the
-    neighbour's. A chunk past the row's end may be asked for, not used.
+    Returns the furthest place in the chunk each token sees; whether the state before the chunk is
+    of its document; whether its document goes on after the chunk; whether the state's document
+    does. At the outer ends of the row the state counts as the neighbour's.
     """
-    token, row = chunk * CHUNK, tl.arange(0, CHUNK)
-    inside = (token + row < length) & (token + row >= 0)
-    start = tl.load(starts + token + row, mask=inside, other=0) - token
-    end = tl.load(ends + token + row, mask=inside, other=0) - token
-    after = tl.minimum(CHUNK, length - token)  # one past the chunk's last token
+    after = tl.minimum(token + CHUNK, length)
     if REVERSE:
-        reaches = tl.minimum(after, length - token - 1)
-        whole = tl.load(ends + tl.maximum(token, 0)) - token
-        return end, end > reaches, start <= 0, whole > reaches
-    reaches = tl.where(token == 0, 1, 0)
-    whole = tl.load(starts + tl.minimum(tl.maximum(token + after, 1), length) - 1) - token
-    return start, start < reaches, end >= after, whole < reaches
+        reaches = tl.minimum(after, length - 1)
+        return end - token, end > reaches, start <= token, farthest > reaches
+    reaches = tl.maximum(token, 1)
+    return start - token, start < reaches, end >= after, farthest < reaches
+
+
+@triton.jit
+def _load_before_silu(
+    pre,
+    strides,
+    batch,
+    head,
+    token,
+    column,
+    length,
+    width,
+    CHUNK: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """[CHUNK, SLICE] by ordinary loads, which later instructions need not wait for."""
+    batch_stride, head_stride, token_stride = strides
+    row, place = token + tl.arange(0, CHUNK), column + tl.arange(0, SLICE)
+    base = pre + batch * batch_stride + head * head_stride
+    inside = (row[:, None] < length) & (place[None, :] < width)
+    offsets = row[:, None].to(tl.int64) * token_stride + place[None, :]
+    return tl.load(base + offsets, mask=inside, other=0.0)
 
 
 @triton.jit
 def _scan(
-    a, b, c, out, pre,
-    state, slope, starts, ends, batch, head, column, first_chunk, last_chunk, length,
+    a, b, c, out, pre, strides,
+    state, slope, starts, ends, batch, head, column, first_chunk, last_chunk, length, width,
     REVERSE: tl.constexpr, WRITES: tl.constexpr, PACKED: tl.constexpr, HAS_PRE: tl.constexpr,
     DTYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
@@ -91,9 +121,7 @@ def _scan(
     direction: tl.constexpr = -1 if REVERSE else 1
     start_chunk = last_chunk - 1 if REVERSE else first_chunk
     if PACKED:
-        sees, is_seen, lasts, survives = _documents(
-            starts, ends, start_chunk, length, CHUNK, REVERSE
-        )
+        start, end, farthest = _load_documents(starts, ends, start_chunk, length, CHUNK, REVERSE)
 
     for step in range(last_chunk - first_chunk):
         chunk = start_chunk + direction * step
@@ -104,13 +132,20 @@ def _scan(
         to_state = tl.exp(-slope * (before if REVERSE else after))
         decay = tl.exp(-slope * tokens)
         if PACKED:
+            sees, is_seen, lasts, survives = _masks(
+                start, end, farthest, token, length, CHUNK, REVERSE
+            )
             from_state = tl.where(is_seen, from_state, 0.0)
             to_state = tl.where(lasts, to_state, 0.0)
             decay = tl.where(survives, decay, 0.0)
             place = row[None, :]
             allowed = place < sees[:, None] if REVERSE else place >= sees[:, None]
-            sees, is_seen, lasts, survives = _documents(
+            start, end, farthest = _load_documents(
                 starts, ends, chunk + direction, length, CHUNK, REVERSE
+            )
+        if HAS_PRE:
+            x = _load_before_silu(
+                pre, strides, batch, head, token, column, length, width, CHUNK, SLICE
             )
         b_tile = _tile(b, batch, head, token, 0, CHUNK, WIDTH)
         c_tile = _tile(c, batch, head, token, column, CHUNK, SLICE)
@@ -122,8 +157,7 @@ def _scan(
             output = _dot(a_tile, state, None, DTYPE) * from_state[:, None]
             output = _dot(scores, c_tile, output, DTYPE)
             if HAS_PRE:
-                x = _tile(pre, batch, head, token, column, CHUNK, SLICE).to(tl.float32)
-                output *= _silu_slope(x)
+                output *= _silu_slope(x.to(tl.float32))
             result = output.to(out.dtype).reshape(1, 1, CHUNK, SLICE)
             out.store([batch, head, token, column], result)
         state = _dot(tl.trans(b_tile), c_tile * to_state[:, None], state * decay, DTYPE)
@@ -160,8 +194,9 @@ def forward_kernel(
     before = states + (segment * pairs + pair) * state_size
     first, last = _range_of_segment(segment, segment_chunks, length, CHUNK)
     state = _scan(
-        q, k, v, out, q, _load_state(before, place, inside, HAS_STATE), tl.load(slopes + head),
-        starts + offset, ends + offset, batch, head, column, first, last, length,
+        q, k, v, out, starts, (0, 0, 0),
+        _load_state(before, place, inside, HAS_STATE), tl.load(slopes + head),
+        starts + offset, ends + offset, batch, head, column, first, last, length, width,
         False, True, PACKED, False, DTYPE, CHUNK, WIDTH, SLICE,
     )  # fmt: skip
     if segment == tl.num_programs(2) - 1:
@@ -182,8 +217,9 @@ def segment_kernel(
     place, inside = _state_places(tl.arange(0, WIDTH), column + tl.arange(0, SLICE), width, False)
     first, last = _range_of_segment(segment, segment_chunks, length, CHUNK)
     state = _scan(
-        b, b, c, b, b, tl.zeros([WIDTH, SLICE], tl.float32), tl.load(slopes + head),
-        starts + offset, ends + offset, batch, head, column, first, last, length,
+        b, b, c, b, starts, (0, 0, 0),
+        tl.zeros([WIDTH, SLICE], tl.float32), tl.load(slopes + head),
+        starts + offset, ends + offset, batch, head, column, first, last, length, width,
         REVERSE, False, PACKED, False, DTYPE, CHUNK, WIDTH, SLICE,
     )  # fmt: skip
     target = states + (segment * pairs + pair) * (width * width).to(tl.int64)
@@ -228,7 +264,7 @@ def combine_kernel(
 def backward_kernel(
     q, k, v, d_out, q_slice, k_slice, d_out_slice, d_q, d_k, d_v, pre_q, pre_k, pre_v,
     slopes, starts, ends, states, d_states, d_initial,
-    length, width, heads, pairs, segment_chunks, slices, segments,
+    length, width, heads, pairs, segment_chunks, slices, segments, strides,
     PACKED: tl.constexpr, HAS_STATE: tl.constexpr, HAS_D_STATE: tl.constexpr,
     HAS_PRE: tl.constexpr, DTYPE: tl.constexpr,
     CHUNK: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr,
@@ -252,24 +288,24 @@ def backward_kernel(
         place, inside = _state_places(row, columns, width, True)
         state = _load_state(states + offset, place, inside, HAS_STATE)
         _scan(
-            d_out, v, k_slice, d_q, pre_q, state, slope, starts, ends, batch, head, column,
-            first, last, length,
+            d_out, v, k_slice, d_q, pre_q, strides, state, slope, starts, ends, batch, head, column,
+            first, last, length, width,
             False, True, PACKED, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
     elif program % 2 == 0:
         place, inside = _state_places(row, columns, width, True)
         state = _load_state(d_states + offset, place, inside, HAS_D_STATE)
         _scan(
-            v, d_out, q_slice, d_k, pre_k, state, slope, starts, ends, batch, head, column,
-            first, last, length,
+            v, d_out, q_slice, d_k, pre_k, strides, state, slope, starts, ends, batch, head, column,
+            first, last, length, width,
             True, True, PACKED, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
     else:
         place, inside = _state_places(row, columns, width, False)
         state = _load_state(d_states + offset, place, inside, HAS_D_STATE)
         state = _scan(
-            k, q, d_out_slice, d_v, pre_v, state, slope, starts, ends, batch, head, column,
-            first, last, length,
+            k, q, d_out_slice, d_v, pre_v, strides, state, slope, starts, ends, batch, head, column,
+            first, last, length, width,
             True, True, PACKED, HAS_PRE, DTYPE, CHUNK, WIDTH, SLICE,
         )  # fmt: skip
         if segment == 0:
