@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from m1.model.config import ModelConfig
+from m1.model.head_loss import exact_logits
 from m1.model.slopes import slopes
 
 # ours: up to this size computing every expert in one product beats sorting rows by expert
@@ -98,7 +99,7 @@ class DecodeNetwork:
         check_weights(weights, config)
         self.config = config
         self.weights = {name: tensor.detach() for name, tensor in weights.items()}
-        self.head_VD = self.weights["output_layer.weight"].float()
+        self.head_VD = self.weights["output_layer.weight"]
         device = self.head_VD.device
         half = config.rotary_width // 2
         exponent = torch.arange(half, dtype=torch.float32, device=device) / half
@@ -137,8 +138,8 @@ class DecodeNetwork:
         return _norm(h, self.weights["decoder.final_layernorm.weight"], config.norm_epsilon)
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Fp32 logits [B, V] (M1 section 3.2: the head in fp32, as in training)."""
-        return functional.linear(hidden_BD.float(), self.head_VD)
+        """Fp32 logits [B, V] (M1 section 3.2: the head in fp32), by training's own product."""
+        return exact_logits(hidden_BD, self.head_VD)
 
     def _rotation(self, positions_BC: Tensor) -> tuple[Tensor, Tensor]:
         angle = positions_BC[..., None, None] * self.frequencies_J

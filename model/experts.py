@@ -26,9 +26,11 @@ def mix_experts(layer: MoELayer, hidden_TBD: Tensor, padding_mask: Tensor | None
     probabilities_RE, chosen_RE = layer.router(hidden_TBD, padding_mask)
     flat_RD = hidden_TBD.reshape(-1, hidden_TBD.shape[-1])
     chosen_ER = chosen_RE.t()
-    rows = chosen_ER.nonzero()[:, 1]
+    # the number of rows is known beforehand, so that nothing waits for the GPU
+    count = flat_RD.shape[0] * layer.config.moe_router_topk
+    experts, rows = torch.nonzero_static(chosen_ER, size=count).unbind(1)
     output, _bias = layer.experts(
-        flat_RD.index_select(0, rows), chosen_ER.sum(1), probabilities_RE.t()[chosen_ER]
+        flat_RD.index_select(0, rows), chosen_ER.sum(1), probabilities_RE[rows, experts]
     )
     return torch.zeros_like(flat_RD).index_add(0, rows, output).view_as(hidden_TBD)
 

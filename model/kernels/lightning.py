@@ -102,12 +102,16 @@ def _split(qkv_TBHX: Tensor) -> Qkv:
     return Qkv(*qkv_TBHX.permute(1, 2, 0, 3).chunk(3, -1))
 
 
+def _state(initial_BHWW: Tensor | None) -> Tensor | None:
+    return None if initial_BHWW is None else initial_BHWW.float().contiguous()
+
+
 def attention(
     x: Qkv, slopes_H: Tensor, ids_BT: Tensor | None, initial_BHWW: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `m1.model.lightning_attention.lightning_attention`; o is stored token by token."""
     documents = find_documents(ids_BT)
-    output: tuple[Tensor, Tensor] = _Attention.apply(slopes_H, documents, initial_BHWW, *x)
+    output: tuple[Tensor, Tensor] = _Attention.apply(slopes_H, documents, _state(initial_BHWW), *x)
     return output
 
 
@@ -117,6 +121,6 @@ def silu_attention(
     """As `m1.model.lightning_attention.silu_lightning_attention`."""
     documents = find_documents(ids_BT)
     output: tuple[Tensor, Tensor] = _SiluAttention.apply(
-        qkv_TBHX.contiguous(), slopes_H, documents, initial_BHWW
+        qkv_TBHX.contiguous(), slopes_H, documents, _state(initial_BHWW)
     )
     return output

@@ -18,6 +18,7 @@ CHUNK_TOKENS = 64
 LARGEST_WIDTH = 128
 FORWARD_STAGES = 4
 BACKWARD_STAGES = 3
+CROWDED_STAGES = 2  # where registers are short two programs a processor beat deeper prefetching
 FEWEST_SEGMENT_CHUNKS = 8  # ours: a shorter segment costs more in states than it gains
 
 
@@ -51,6 +52,10 @@ class Plan:
     def sizes(self) -> tuple[int, int, int, int, int]:
         """What every kernel of the scan wants to know."""
         return self.length, self.width, self.heads, self.pairs, self.segment_chunks
+
+    def stages(self, wanted: int) -> int:
+        """Chunks in flight; fp32 tiles leave room for one."""
+        return wanted if self.constants["DTYPE"] is triton.language.bfloat16 else 1
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -152,7 +157,7 @@ def segment_states(
         *plan.sizes,
         REVERSE=reverse,
         PACKED=documents is not None,
-        num_stages=3 if constants["num_warps"] == 4 else 1,
+        num_stages=plan.stages(BACKWARD_STAGES),
         **constants,
     )
     state_size, block = plan.width**2, 1024
@@ -198,7 +203,7 @@ def scan_forward(
         *plan.sizes,
         PACKED=documents is not None,
         HAS_STATE=states is not None,
-        num_stages=FORWARD_STAGES if constants["num_warps"] == 4 else 1,
+        num_stages=plan.stages(FORWARD_STAGES),
         **constants,
     )
     return output, final, states
@@ -227,6 +232,7 @@ def scan_backward(
     # and of d_output come as [CHUNK, SLICE] tiles of a second descriptor
     wide, narrow = constants["WIDTH"], constants["SLICE"]
     pre = x if before_silu is None else before_silu
+    is_crowded = before_silu is not None or documents is not None
     lightning_scan.backward_kernel[(3 * plan.slices * plan.pairs * plan.segments,)](
         *(_tiles(tensor, wide) for tensor in (*x, d_output)),
         *(_tiles(tensor, narrow) for tensor in (x.q, x.k, d_output)),
@@ -246,7 +252,7 @@ def scan_backward(
         HAS_STATE=states is not None,
         HAS_D_STATE=d_states is not None,
         HAS_PRE=before_silu is not None,
-        num_stages=BACKWARD_STAGES if constants["num_warps"] == 4 else 1,
+        num_stages=plan.stages(CROWDED_STAGES if is_crowded else BACKWARD_STAGES),
         **constants,
     )
     return d_initial
