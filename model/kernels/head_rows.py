@@ -123,7 +123,7 @@ def gradient(
 
 
 def split(weight_VD: Tensor) -> Tensor:
-    """[V, 2 D] bf16: high parts beside low parts; their sum is the weight to 2^-17."""
+    """[V, 2 D] bf16: high parts beside low parts; their sum is the weight to 2^-16."""
     rows, hidden = weight_VD.shape
     parts = torch.empty(rows, 2 * hidden, dtype=torch.bfloat16, device=weight_VD.device)
     split_kernel[(rows, triton.cdiv(hidden, BLOCK))](weight_VD, parts, hidden, BLOCK=BLOCK)

@@ -5,8 +5,6 @@ The interpreter's bf16 products are wrong, so bf16 is left to `benchmarks/kernel
 Shape letters: B batch, T tokens, H heads, W head width, R rows, V vocabulary, D hidden, F features.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +12,7 @@ from torch.nn import functional
 
 triton = pytest.importorskip("triton")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # then interpreted: see conftest.py
 
 from m1.model import gated_norm as norm_twin  # noqa: E402
 from m1.model import head_loss  # noqa: E402
@@ -221,4 +217,4 @@ def test_the_two_parts_of_a_split_weight_sum_to_it() -> None:
     weight = random(5, 40).float()
     parts = head_rows.split(weight).float()
     error = (parts[:, :40] + parts[:, 40:] - weight).abs() / weight.abs()
-    assert float(error.max()) < 2**-16
+    assert float(error.max()) < 2**-15
