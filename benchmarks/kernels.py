@@ -13,7 +13,7 @@ Shape letters: T tokens, H heads, W head width, V vocabulary, D hidden, F featur
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
