@@ -32,9 +32,24 @@ def create_optimizer_state(optimizer: Any) -> None:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                device = parameter.device if group.get("fused") else None
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """One kernel an update instead of a dozen passes over the states (115 to 25 ms at 3.7e9)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "fused": True})
+
+
+def _fuse_adam() -> None:
+    """Without TransformerEngine and Apex, Megatron takes torch's Adam in its plain form."""
+    from megatron.core import optimizer
+
+    optimizer.Adam = FusedAdamW
 
 
 def _separate_step_counters(optimizer: Any) -> None:
@@ -81,3 +96,5 @@ def install() -> None:
         return
     _mend_router_gemm()
     _mend_distributed_optimizer()
+    if torch.cuda.is_available():
+        _fuse_adam()

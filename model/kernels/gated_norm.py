@@ -32,22 +32,24 @@ def is_supported(features: int) -> bool:
 @triton.jit
 def forward_kernel(
     x, gate, weight, squares, y, rows, features, all_features, epsilon,
-    HAS_SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_SQUARES: tl.constexpr, HAS_GATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row; writes its sum of squares unless that is given."""
     row, place = tl.program_id(0), tl.arange(0, BLOCK)
     inside = place < features
     here = row.to(tl.int64) * features + place
     x_row = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-    gate_row = tl.load(gate + here, mask=inside, other=0.0).to(tl.float32)
     weight_row = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        gate_row = tl.load(gate + here, mask=inside, other=0.0).to(tl.float32)
+        weight_row *= tl.sigmoid(gate_row)
     if HAS_SQUARES:
         total = tl.load(squares + row)
     else:
         total = tl.sum(x_row * x_row, 0)
         tl.store(squares + row, total)
     scale = tl.rsqrt(total / all_features + epsilon)
-    result = x_row * scale * weight_row * tl.sigmoid(gate_row)
+    result = x_row * scale * weight_row
     tl.store(y + here, result.to(y.dtype.element_ty), mask=inside)
 
 
@@ -68,7 +70,7 @@ def dots_kernel(d_y, x, gate, weight, dots, rows, features, BLOCK: tl.constexpr)
 def backward_kernel(
     d_y, x, gate, weight, squares, dots, d_x, d_gate, d_weights,
     rows, features, all_features, epsilon,
-    HAS_DOTS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_DOTS: tl.constexpr, HAS_GATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Every P-th row; the weight's gradient is summed in registers and written once a program."""
     program, place = tl.program_id(0), tl.arange(0, BLOCK)
@@ -79,7 +81,9 @@ def backward_kernel(
     for row in range(program, rows, tl.num_programs(0)):
         here = row * wide + place
         x_row = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-        open_row = tl.sigmoid(tl.load(gate + here, mask=inside, other=0.0).to(tl.float32))
+        open_row = tl.full([BLOCK], 1.0, tl.float32)
+        if HAS_GATE:
+            open_row = tl.sigmoid(tl.load(gate + here, mask=inside, other=0.0).to(tl.float32))
         d_row = tl.load(d_y + here, mask=inside, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.load(squares + row) / all_features + epsilon)
         normed = x_row * scale
@@ -88,9 +92,10 @@ def backward_kernel(
         d_scaled = d_row * open_row * weight_row
         dot = tl.load(dots + row) if HAS_DOTS else tl.sum(d_scaled * x_row, 0)
         d_x_row = scale * (d_scaled - normed * (dot * scale / all_features))
-        d_gate_row = d_open * weight_row * open_row * (1.0 - open_row)
         tl.store(d_x + here, d_x_row.to(d_x.dtype.element_ty), mask=inside)
-        tl.store(d_gate + here, d_gate_row.to(d_gate.dtype.element_ty), mask=inside)
+        if HAS_GATE:
+            d_gate_row = d_open * weight_row * open_row * (1.0 - open_row)
+            tl.store(d_gate + here, d_gate_row.to(d_gate.dtype.element_ty), mask=inside)
     tl.store(d_weights + program.to(tl.int64) * features + place, d_weight, mask=inside)
 
 
@@ -110,7 +115,7 @@ class _GatedNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_RF: Tensor,
-        gate_RF: Tensor,
+        gate_RF: Tensor | None,
         weight_F: Tensor,
         epsilon: float,
         group: distributed.ProcessGroup | None,
@@ -126,7 +131,7 @@ class _GatedNorm(torch.autograd.Function):
         y_RF = torch.empty_like(x_RF)
         forward_kernel[(rows,)](
             x_RF,
-            gate_RF,
+            x_RF if gate_RF is None else gate_RF,
             weight_F,
             squares_R,
             y_RF,
@@ -135,6 +140,7 @@ class _GatedNorm(torch.autograd.Function):
             ctx.all_features,
             epsilon,
             HAS_SQUARES=group is not None,
+            HAS_GATE=gate_RF is not None,
             **_launch(features),
         )
         ctx.save_for_backward(x_RF, gate_RF, weight_F, squares_R)
@@ -148,24 +154,26 @@ class _GatedNorm(torch.autograd.Function):
         if ctx.group is not None:
             dots_kernel[(rows,)](d_y, x, gate, weight, dots, rows, features, **_launch(features))
             distributed.all_reduce(dots, group=ctx.group)
-        d_x, d_gate = torch.empty_like(x), torch.empty_like(gate)
+        d_x = torch.empty_like(x)
+        d_gate = None if gate is None else torch.empty_like(gate)
         programs = _programs(rows, x.device)
         d_weights_PF = squares.new_empty(programs, features)
         backward_kernel[(programs,)](
             d_y,
             x,
-            gate,
+            x if gate is None else gate,
             weight,
             squares,
             dots,
             d_x,
-            d_gate,
+            d_x if d_gate is None else d_gate,
             d_weights_PF,
             rows,
             features,
             ctx.all_features,
             ctx.epsilon,
             HAS_DOTS=ctx.group is not None,
+            HAS_GATE=gate is not None,
             **_launch(features),
         )
         return d_x, d_gate, d_weights_PF.sum(0).to(weight.dtype), None, None
@@ -183,4 +191,11 @@ def gated_norm(
     features = x.shape[-1]
     rows = (x.reshape(-1, features), gate.reshape(-1, features))
     y_RF: Tensor = _GatedNorm.apply(*rows, weight_F, epsilon, group)
+    return y_RF.view(x.shape)
+
+
+def norm(x: Tensor, weight_F: Tensor, *, epsilon: float) -> Tensor:
+    """RMSNorm alone, for at least one row of CUDA tensors; 4 and 6 F bytes a row."""
+    features = x.shape[-1]
+    y_RF: Tensor = _GatedNorm.apply(x.reshape(-1, features), None, weight_F, epsilon, None)
     return y_RF.view(x.shape)

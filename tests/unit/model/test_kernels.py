@@ -16,7 +16,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # then interpreted: see
 
 from m1.model import gated_norm as norm_twin  # noqa: E402
 from m1.model import head_loss  # noqa: E402
-from m1.model.kernels import gated_norm, head_rows, lightning, lightning_launch  # noqa: E402
+from m1.model.kernels import (  # noqa: E402
+    gated_norm,
+    head_rows,
+    lightning,
+    lightning_launch,
+    swiglu,
+)
 from m1.model.reference import recurrent_lightning_attention  # noqa: E402
 
 SLOPES = [0.9, 0.05, 0.3]
@@ -218,3 +224,33 @@ def test_the_two_parts_of_a_split_weight_sum_to_it() -> None:
     parts = head_rows.split(weight).float()
     error = (parts[:, :40] + parts[:, 40:] - weight).abs() / weight.abs()
     assert float(error.max()) < 2**-15
+
+
+def test_the_norm_without_a_gate_is_the_formula() -> None:
+    x, weight, d = random(5, 40), random(40, seed=1), random(5, 40, seed=2)
+    ours = [tensor.float().requires_grad_() for tensor in (x, weight)]
+    theirs = [tensor.float().double().requires_grad_() for tensor in (x, weight)]
+    found = gated_norm.norm(*ours, epsilon=1e-5)
+    found.backward(d.float())
+    expected = functional.rms_norm(theirs[0], (40,), theirs[1], 1e-5)
+    expected.backward(d)
+    close(found, expected)
+    for one, other in zip(ours, theirs, strict=True):
+        close(one.grad, other.grad)
+
+
+def test_the_inside_of_an_expert_and_its_gradients_are_the_formula(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(swiglu, "BLOCK", 16)  # several blocks a row
+    x, shares, d = random(5, 2 * 40), random(5, seed=1), random(5, 40, seed=2)
+    ours = [tensor.float().requires_grad_() for tensor in (x, shares)]
+    theirs = [tensor.float().double().requires_grad_() for tensor in (x, shares)]
+    found = swiglu.scaled_swiglu(*ours)
+    found.backward(d.float())
+    gate, up = theirs[0].chunk(2, 1)
+    expected = functional.silu(gate) * up * theirs[1][:, None]
+    expected.backward(d)
+    close(found, expected)
+    for one, other in zip(ours, theirs, strict=True):
+        close(one.grad, other.grad)
