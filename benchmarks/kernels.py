@@ -1,6 +1,6 @@
 """Are the kernels near what the GPU allows, and ahead of the best public ones?
 
-    .venv/bin/python benchmarks/kernels.py [--sections errors attention head norm]
+    .venv/bin/python benchmarks/kernels.py [--sections errors attention whole head norm]
 
 Both sides run in one process on fresh random bf16 input; times are medians of CUDA-graph replays.
 The other side of attention is `chunk_simple_gla` of fla-core 0.6.0 (`pip install fla-core==0.6.0
@@ -90,6 +90,10 @@ def attention() -> Iterator[tuple[str, Measured]]:
                 f"attention {name}, H={heads}, {length} tokens",
                 both(heads, length, with_backward),
             )
+
+
+def whole_rows() -> Iterator[tuple[str, Measured]]:
+    """Attention as a layer uses it, packed documents, and a million tokens."""
     yield "SiLU and attention, forward + backward, H=64, 8192 tokens", with_silu(64, 8192)
     yield "attention forward + backward, packed documents, H=64, 32768 tokens", packed(64, 32_768)
     heads = 64 if torch.cuda.get_device_properties(0).total_memory > 120 * 2**30 else 32
@@ -232,7 +236,13 @@ def norm() -> Iterator[tuple[str, Measured]]:
     )
 
 
-SECTIONS = {"errors": errors, "attention": attention, "head": head, "norm": norm}
+SECTIONS = {
+    "errors": errors,
+    "attention": attention,
+    "whole": whole_rows,
+    "head": head,
+    "norm": norm,
+}
 
 
 def table(rows: dict[str, Measured], where: dict[str, str]) -> str:

@@ -47,12 +47,12 @@ def _fuse_adam() -> None:
 
     original_init = DistributedOptimizer.__init__
 
-    def __init__(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def fuse_and_init(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         for group in optimizer.param_groups:
             group["fused"] = True
         original_init(self, optimizer, *args, **kwargs)
 
-    DistributedOptimizer.__init__ = __init__
+    DistributedOptimizer.__init__ = fuse_and_init
 
 
 def _separate_step_counters(optimizer: Any) -> None:
