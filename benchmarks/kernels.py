@@ -48,7 +48,7 @@ def slopes(heads: int) -> Tensor:
 
 def ours(x: list[Tensor], rates: Tensor, d_output: Tensor | None) -> Any:
     """[B, H, T, W] in; the output, with gradients if asked for."""
-    output, _state = lightning.attention(lightning.Qkv(*x), rates, None, None)
+    output, _state = lightning.attention(tuple(x), rates, None, None)
     return output if d_output is None else (output, *torch.autograd.grad(output, x, d_output))
 
 
@@ -141,7 +141,7 @@ def packed(heads: int, length: int) -> Measured:
     d = random(1, heads, length, WIDTH)
 
     def run_ours() -> Any:
-        output, _state = lightning.attention(lightning.Qkv(*x), rates, ids, None)
+        output, _state = lightning.attention(tuple(x), rates, ids, None)
         return torch.autograd.grad(output, x, d)
 
     y = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in x]

@@ -55,8 +55,8 @@ def lightning_attention(
         from m1.model.kernels import lightning
 
         if lightning.is_supported(q_BHTW.shape[3], q_BHTW.shape[2]):
-            qkv = lightning.Qkv(q_BHTW, k_BHTW, v_BHTW)
-            return lightning.attention(qkv, slopes_H, document_ids_BT, initial_state_BHWW)
+            whole = (q_BHTW, k_BHTW, v_BHTW)
+            return lightning.attention(whole, slopes_H, document_ids_BT, initial_state_BHWW)
     outputs, state, document_before = [], initial_state_BHWW, None
     for part in _segments(q_BHTW.shape[2]):
         ids = None if document_ids_BT is None else document_ids_BT[:, part]

@@ -11,7 +11,7 @@ Shape letters: R rows, F features of this rank, P programs.
 """
 # Triton's language has no annotations, and its kernels take what they need one by one.
 # ruff: noqa: ANN001, ANN201, PLR0913
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from typing import Any
 

@@ -8,7 +8,7 @@ Shape letters: R rows, V vocabulary of this rank, D hidden.
 """
 # Triton's language has no annotations, and its kernels take what they need one by one.
 # ruff: noqa: ANN001, ANN201, PLR0913
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import torch
 import triton

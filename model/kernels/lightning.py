@@ -107,11 +107,16 @@ def _state(initial_BHWW: Tensor | None) -> Tensor | None:
 
 
 def attention(
-    x: Qkv, slopes_H: Tensor, ids_BT: Tensor | None, initial_BHWW: Tensor | None
+    qkv: tuple[Tensor, Tensor, Tensor],
+    slopes_H: Tensor,
+    ids_BT: Tensor | None,
+    initial_BHWW: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `m1.model.lightning_attention.lightning_attention`; o is stored token by token."""
     documents = find_documents(ids_BT)
-    output: tuple[Tensor, Tensor] = _Attention.apply(slopes_H, documents, _state(initial_BHWW), *x)
+    output: tuple[Tensor, Tensor] = _Attention.apply(
+        slopes_H, documents, _state(initial_BHWW), *qkv
+    )
     return output
 
 

@@ -15,7 +15,7 @@ past its last token). The state in hand belongs to the document of the token jus
 """
 # Triton's language has no annotations, and its kernels take what they need one by one.
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0913
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import triton
 import triton.language as tl

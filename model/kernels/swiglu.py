@@ -10,7 +10,7 @@ Shape letters: R rows, F inner features.
 """
 # Triton's language has no annotations, and its kernels take what they need one by one.
 # ruff: noqa: ANN001, ANN201, PLR0913
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from typing import Any
 

@@ -93,7 +93,7 @@ def test_attention_and_all_its_gradients_are_the_recurrences(
     d = (random(*shape, seed=4).to(dtype), random(batch, heads, width, width, seed=5))
 
     found = attention_and_gradients(
-        lambda leaves, first: lightning.attention(lightning.Qkv(*leaves), slopes, ids, first),
+        lambda leaves, first: lightning.attention(tuple(leaves), slopes, ids, first),
         x,
         state,
         d,
@@ -121,7 +121,7 @@ def test_a_sequence_cut_into_segments_for_few_heads_is_the_same(
     assert lightning_launch.make_plan(x[0]).segments > 2
 
     found = attention_and_gradients(
-        lambda leaves, first: lightning.attention(lightning.Qkv(*leaves), slopes, ids, first),
+        lambda leaves, first: lightning.attention(tuple(leaves), slopes, ids, first),
         x,
         state,
         d,
@@ -162,7 +162,7 @@ def test_two_runs_give_the_same_bits() -> None:
     d = (random(1, 2, 130, 32, seed=4), random(1, 2, 32, 32, seed=5))
     first, second = (
         attention_and_gradients(
-            lambda leaves, state: lightning.attention(lightning.Qkv(*leaves), slopes, None, state),
+            lambda leaves, state: lightning.attention(tuple(leaves), slopes, None, state),
             x,
             None,
             d,
