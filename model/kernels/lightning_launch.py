@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 from torch.nn import functional
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from m1.model.kernels import lightning_scan
@@ -28,6 +29,9 @@ class Qkv(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+
+
+_fitting_stages: dict[Any, int] = {}  # what was found to fit, by kernel and form
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,26 @@ class Plan:
         """What every kernel of the scan wants to know."""
         return self.length, self.width, self.heads, self.pairs, self.segment_chunks
 
-    def stages(self, wanted: int) -> int:
-        """Chunks in flight; fp32 tiles leave room for one."""
-        return wanted if self.constants["DTYPE"] is triton.language.bfloat16 else 1
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], *args: Any, stages: int, **more: Any
+    ) -> None:
+        """Run `kernel` with that many chunks in flight, or as many as fit; fp32 leaves room for 1.
+
+        Triton's versions differ in how much shared memory they take: 3.6 needs 136 KiB for a
+        backward with three chunks in flight, 3.9 needs 240, more than a Hopper chip has.
+        """
+        if self.constants["DTYPE"] is not triton.language.bfloat16:
+            stages = 1
+        known = (id(kernel), stages, tuple(more.values()), self.constants["WIDTH"])
+        for fewer in range(_fitting_stages.get(known, stages), 0, -1):
+            try:
+                kernel[grid](*args, **more, **self.constants, num_stages=fewer)
+            except OutOfResources:
+                if fewer == 1:
+                    raise
+                continue
+            _fitting_stages[known] = fewer
+            return
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -147,7 +168,9 @@ def segment_states(
     states = torch.empty(shape, dtype=torch.float32, device=bc[0].device)
     starts, ends = _bounds(documents, slopes_H)
     constants = plan.constants
-    lightning_scan.segment_kernel[(plan.slices, plan.pairs, plan.segments)](
+    plan.launch(
+        lightning_scan.segment_kernel,
+        (plan.slices, plan.pairs, plan.segments),
         _tiles(bc[0], constants["WIDTH"]),
         _tiles(bc[1], constants["SLICE"]),
         slopes_H,
@@ -157,8 +180,7 @@ def segment_states(
         *plan.sizes,
         REVERSE=reverse,
         PACKED=documents is not None,
-        num_stages=plan.stages(BACKWARD_STAGES),
-        **constants,
+        stages=BACKWARD_STAGES,
     )
     state_size, block = plan.width**2, 1024
     lightning_scan.combine_kernel[(triton.cdiv(state_size, block), plan.pairs)](
@@ -190,7 +212,9 @@ def scan_forward(
     output = x.q.new_empty(plan.length, plan.batch, plan.heads, plan.width).permute(1, 2, 0, 3)
     final = slopes_H.new_empty(plan.batch, plan.heads, plan.width, plan.width)
     starts, ends = _bounds(documents, slopes_H)
-    lightning_scan.forward_kernel[(plan.slices, plan.pairs, plan.segments)](
+    plan.launch(
+        lightning_scan.forward_kernel,
+        (plan.slices, plan.pairs, plan.segments),
         _tiles(x.q, constants["WIDTH"]),
         _tiles(x.k, constants["WIDTH"]),
         _tiles(x.v, constants["SLICE"]),
@@ -203,8 +227,7 @@ def scan_forward(
         *plan.sizes,
         PACKED=documents is not None,
         HAS_STATE=states is not None,
-        num_stages=plan.stages(FORWARD_STAGES),
-        **constants,
+        stages=FORWARD_STAGES,
     )
     return output, final, states
 
@@ -233,7 +256,9 @@ def scan_backward(
     wide, narrow = constants["WIDTH"], constants["SLICE"]
     pre = x if before_silu is None else before_silu
     is_crowded = before_silu is not None or documents is not None
-    lightning_scan.backward_kernel[(3 * plan.slices * plan.pairs * plan.segments,)](
+    plan.launch(
+        lightning_scan.backward_kernel,
+        (3 * plan.slices * plan.pairs * plan.segments,),
         *(_tiles(tensor, wide) for tensor in (*x, d_output)),
         *(_tiles(tensor, narrow) for tensor in (x.q, x.k, d_output)),
         *(_tiles(tensor, narrow) for tensor in gradients),
@@ -252,7 +277,6 @@ def scan_backward(
         HAS_STATE=states is not None,
         HAS_D_STATE=d_states is not None,
         HAS_PRE=before_silu is not None,
-        num_stages=plan.stages(CROWDED_STAGES if is_crowded else BACKWARD_STAGES),
-        **constants,
+        stages=CROWDED_STAGES if is_crowded else BACKWARD_STAGES,
     )
     return d_initial

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+
 triton = pytest.importorskip("triton")
+OutOfResources = triton.runtime.errors.OutOfResources
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # then interpreted: see conftest.py
 
@@ -254,3 +256,22 @@ def test_the_inside_of_an_expert_and_its_gradients_are_the_formula(
     close(found, expected)
     for one, other in zip(ours, theirs, strict=True):
         close(one.grad, other.grad)
+
+
+def test_a_kernel_that_does_not_fit_is_launched_with_fewer_chunks_in_flight() -> None:
+    plan = lightning_launch.make_plan(random(1, 1, 64, 32).to(torch.bfloat16))
+    tried: list[int] = []
+
+    class OnlyTwoFit:
+        def __getitem__(self, grid: tuple[int, ...]):
+            def run(*_args: object, num_stages: int, **_constants: object) -> None:
+                tried.append(num_stages)
+                if num_stages > 2:
+                    raise OutOfResources(required=245_920, limit=232_448, name="shared memory")
+
+            return run
+
+    kernel = OnlyTwoFit()
+    plan.launch(kernel, (1,), stages=4, PACKED=False)
+    plan.launch(kernel, (1,), stages=4, PACKED=False)
+    assert tried == [4, 3, 2, 2]
