@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 triton = pytest.importorskip("triton")
 OutOfResources = triton.runtime.errors.OutOfResources
 
