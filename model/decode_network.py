@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from m1.model.config import ModelConfig
 from m1.model.decode_state import Chunk, RowState
+from m1.model.head_loss import exact_logits
 from m1.model.slopes import slopes
 
 Positional = tuple[tuple[Tensor, Tensor], Tensor]  # cosines and sines, allowed cache places
@@ -38,7 +39,7 @@ class DecodeNetwork:
         check_weights(weights, config)
         self.config = config
         self.weights = {name: tensor.detach() for name, tensor in weights.items()}
-        self.head_VD = self.weights["output_layer.weight"].float()
+        self.head_VD = self.weights["output_layer.weight"]
         self.device = self.head_VD.device
         half = config.rotary_width // 2
         exponent = torch.arange(half, dtype=torch.float32, device=self.device) / half
@@ -69,9 +70,10 @@ class DecodeNetwork:
             h = self._experts(x, layer).add_(x, alpha=config.alpha)
         return _norm(h, self.weights["decoder.final_layernorm.weight"], config.norm_epsilon)
 
-    def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Fp32 logits [B, V] (M1 section 3.2: the head in fp32, as in training)."""
-        return functional.linear(hidden_BD.float(), self.head_VD)
+    def logits(self, hidden_xD: Tensor) -> Tensor:
+        """Fp32 logits [..., V] (M1 section 3.2: the head in fp32), by training's own product."""
+        logits_RV = exact_logits(hidden_xD.flatten(0, -2), self.head_VD)
+        return logits_RV.view(*hidden_xD.shape[:-1], -1)
 
     def _lightning(
         self, x_RD: Tensor, layer: int, chunks: Sequence[Chunk], state: Tensor

@@ -27,9 +27,11 @@ def mix_experts(layer: MoELayer, hidden_TBD: Tensor, padding_mask: Tensor | None
     probabilities_RE, chosen_RE = layer.router(hidden_TBD, padding_mask)
     flat_RD = hidden_TBD.reshape(-1, hidden_TBD.shape[-1])
     chosen_ER = chosen_RE.t()
-    rows = chosen_ER.nonzero()[:, 1]
+    # the number of rows is known beforehand, so that nothing waits for the GPU
+    count = flat_RD.shape[0] * layer.config.moe_router_topk
+    experts, rows = torch.nonzero_static(chosen_ER, size=count).unbind(1)
     output, _bias = layer.experts(
-        flat_RD.index_select(0, rows), chosen_ER.sum(1), probabilities_RE.t()[chosen_ER]
+        flat_RD.index_select(0, rows), chosen_ER.sum(1), probabilities_RE[rows, experts]
     )
     return torch.zeros_like(flat_RD).index_add(0, rows, output).view_as(hidden_TBD)
 
@@ -78,10 +80,9 @@ class GroupedExperts(MegatronModule):
         self, rows_RD: Tensor, tokens_per_expert: Tensor, probabilities_R: Tensor
     ) -> tuple[Tensor, None]:
         """Each expert on its own slice of the rows, scaled by the router's probability."""
-        if rows_RD.is_cuda and rows_RD.dtype is torch.bfloat16:
-            output = self._grouped(rows_RD, tokens_per_expert)
-        else:
-            output = self._one_by_one(rows_RD, tokens_per_expert)
+        if rows_RD.is_cuda and rows_RD.dtype is torch.bfloat16 and rows_RD.shape[0]:
+            return self._grouped(rows_RD, tokens_per_expert, probabilities_R), None
+        output = self._one_by_one(rows_RD, tokens_per_expert)
         return (output * probabilities_R[:, None].to(output.dtype)), None
 
     def _one_by_one(self, rows_RD: Tensor, tokens_per_expert: Tensor) -> Tensor:
@@ -92,13 +93,16 @@ class GroupedExperts(MegatronModule):
             pieces.append(functional.linear(functional.silu(gate) * up, self.down_weight[expert]))
         return torch.cat(pieces)
 
-    def _grouped(self, rows_RD: Tensor, tokens_per_expert: Tensor) -> Tensor:
+    def _grouped(
+        self, rows_RD: Tensor, tokens_per_expert: Tensor, probabilities_R: Tensor
+    ) -> Tensor:
+        """All experts in two products whose sizes stay on the GPU; probabilities go in between."""
+        from m1.model.kernels.swiglu import scaled_swiglu
+
         ends = torch.cumsum(tokens_per_expert.to(rows_RD.device), 0).to(torch.int32)
-        inner = torch._grouped_mm(rows_RD, self.gate_up_weight.transpose(1, 2), offs=ends)
-        gate, up = inner.chunk(2, -1)
-        return torch._grouped_mm(
-            functional.silu(gate) * up, self.down_weight.transpose(1, 2), offs=ends
-        )
+        both = torch._grouped_mm(rows_RD, self.gate_up_weight.transpose(1, 2), offs=ends)
+        inner = scaled_swiglu(both, probabilities_R)
+        return torch._grouped_mm(inner, self.down_weight.transpose(1, 2), offs=ends)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None

@@ -5,7 +5,10 @@
 Computed by chunks: exact inside a chunk, through the state between chunks. No scaling of q, no
 rotary, no normaliser. Source: 01 report section 2.2 and the released modelling code of M1.
 
-Shape letters: B batch, T tokens, H heads, W head width, N chunks, C tokens per chunk, D hidden.
+CUDA tensors go to `m1.model.kernels.lightning`; the torch code here is its twin.
+
+Shape letters: B batch, T tokens, H heads, W head width, N chunks, C tokens per chunk, D hidden,
+X = 3 W.
 """
 
 from itertools import pairwise
@@ -19,6 +22,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import functional
 
+from m1.model.gated_norm import gated_norm
 from m1.model.lightning_context import lightning_over_ranks
 from m1.model.slopes import slopes
 
@@ -48,6 +52,12 @@ def lightning_attention(
     Returns:
         Output [B, H, T, W] in the type of q, and the fp32 state after the last token.
     """
+    if q_BHTW.is_cuda:
+        from m1.model.kernels import lightning
+
+        if lightning.is_supported(q_BHTW.shape[3], q_BHTW.shape[2]):
+            whole = (q_BHTW, k_BHTW, v_BHTW)
+            return lightning.attention(whole, slopes_H, document_ids_BT, initial_state_BHWW)
     outputs, state, document_before = [], initial_state_BHWW, None
     for part in _segments(q_BHTW.shape[2]):
         ids = None if document_ids_BT is None else document_ids_BT[:, part]
@@ -57,6 +67,42 @@ def lightning_attention(
         outputs.append(output)
     assert state is not None
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), state
+
+
+def silu_lightning_attention(
+    qkv_TBHX: Tensor,
+    slopes_H: Tensor,
+    *,
+    document_ids_BT: Tensor | None = None,
+    initial_state_BHWW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lightning attention of SiLU(qkv), where each head's row is [q | k | v].
+
+    Args:
+        qkv_TBHX: what the projection gives, before SiLU.
+        slopes_H: as `lightning_attention`, like the arguments after it.
+        document_ids_BT: see there.
+        initial_state_BHWW: see there.
+
+    Returns:
+        As `lightning_attention`.
+    """
+    length, _batch, _heads, three_widths = qkv_TBHX.shape
+    if qkv_TBHX.is_cuda:
+        from m1.model.kernels import lightning
+
+        if lightning.is_supported(three_widths // 3, length):
+            return lightning.silu_attention(qkv_TBHX, slopes_H, document_ids_BT, initial_state_BHWW)
+    split = qkv_TBHX.unflatten(3, (3, -1)).permute(3, 1, 2, 0, 4)
+    q, k, v = functional.silu(split.contiguous()).unbind(0)
+    return lightning_attention(
+        q,
+        k,
+        v,
+        slopes_H,
+        document_ids_BT=document_ids_BT,
+        initial_state_BHWW=initial_state_BHWW,
+    )
 
 
 def _segments(length: int) -> list[slice]:
@@ -193,6 +239,7 @@ class LightningAttention(MegatronModule):
         self.cp_group = pg_collection.cp if pg_collection else None
         ranks = config.tensor_model_parallel_size
         self.num_local_heads = self.shape.num_heads // ranks
+        self._slopes_H: Tensor | None = None
         width = self.shape.attention_width
         common = {
             "config": config,
@@ -221,22 +268,16 @@ class LightningAttention(MegatronModule):
         tensor_parallel.set_tensor_model_parallel_attributes(self.norm_weight, True, 0, 1)
 
     def _local_slopes(self, device: torch.device) -> Tensor:
-        """Fp32 whatever the parameter type: exp(-5e-5) is 1.0 in bf16 (facts 2.1)."""
-        rank = self.tp_group.rank() if self.tp_group is not None else 0
-        start = rank * self.num_local_heads
-        every = slopes(self.shape, self.layer_number - 1)
-        return every[start : start + self.num_local_heads].to(device)
+        """Fp32 whatever the parameter type: exp(-5e-5) is 1.0 in bf16 (facts 2.1).
 
-    def _norm(self, x_TBF: Tensor) -> Tensor:
-        """RMSNorm over all heads of all tensor-parallel ranks."""
-        x32 = x_TBF.float()
-        squares = x32.square().sum(-1, keepdim=True)
-        if self.config.tensor_model_parallel_size > 1:
-            squares = tensor_parallel.reduce_from_tensor_model_parallel_region(squares)
-            squares = tensor_parallel.copy_to_tensor_model_parallel_region(squares)
-        mean = squares / self.shape.attention_width
-        normed = x32 * torch.rsqrt(mean + self.shape.lightning_norm_epsilon)
-        return normed.to(x_TBF.dtype) * self.norm_weight
+        Kept after the first call: a copy from the host would make every layer wait.
+        """
+        if self._slopes_H is None or self._slopes_H.device != device:
+            rank = self.tp_group.rank() if self.tp_group is not None else 0
+            start = rank * self.num_local_heads
+            every = slopes(self.shape, self.layer_number - 1)
+            self._slopes_H = every[start : start + self.num_local_heads].to(device)
+        return self._slopes_H
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
@@ -250,20 +291,30 @@ class LightningAttention(MegatronModule):
         qkv, _unused = self.qkv_projection(hidden_states)
         gate, _unused = self.gate_projection(hidden_states)
         length, batch, _width = qkv.shape
-        split = qkv.view(length, batch, self.num_local_heads, 3, -1).permute(3, 1, 2, 0, 4)
-        q, k, v = functional.silu(split.contiguous()).unbind(0)
-        output = self._attend((q, k, v), attention_mask)
+        pieces_TBHF = qkv.view(length, batch, self.num_local_heads, -1)
+        output = self._attend(pieces_TBHF, attention_mask)
         flat = output.permute(2, 0, 1, 3).reshape(length, batch, -1)
-        projected, _unused = self.out_projection(torch.sigmoid(gate) * self._norm(flat))
+        normed = gated_norm(
+            flat,
+            gate,
+            self.norm_weight,
+            epsilon=self.shape.lightning_norm_epsilon,
+            group=self.tp_group if self.config.tensor_model_parallel_size > 1 else None,
+        )
+        projected, _unused = self.out_projection(normed)
         return projected, None
 
-    def _attend(self, qkv: tuple[Tensor, Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
-        slopes_H = self._local_slopes(qkv[0].device)
+    def _attend(self, qkv_TBHF: Tensor, document_ids_BT: Tensor | None) -> Tensor:
+        slopes_H = self._local_slopes(qkv_TBHF.device)
         if self.cp_group is not None and self.cp_group.size() > 1:
+            split = qkv_TBHF.unflatten(-1, (3, -1)).permute(3, 1, 2, 0, 4)
+            q, k, v = functional.silu(split.contiguous()).unbind(0)
             return lightning_over_ranks(
-                lightning_attention, qkv, slopes_H, document_ids_BT, self.cp_group
+                lightning_attention, (q, k, v), slopes_H, document_ids_BT, self.cp_group
             )
-        output, _state = lightning_attention(*qkv, slopes_H, document_ids_BT=document_ids_BT)
+        output, _state = silu_lightning_attention(
+            qkv_TBHF, slopes_H, document_ids_BT=document_ids_BT
+        )
         return output
 
     def sharded_state_dict(

@@ -12,6 +12,8 @@ from megatron.core import tensor_parallel
 from torch import Tensor
 from torch.nn import functional
 
+from m1.model.head_loss import head_logprobs
+
 
 class Float32Head(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
     """A vocabulary projection whose product is taken in fp32 whatever the parameter type."""
@@ -23,6 +25,22 @@ class Float32Head(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
         used = self.weight if weight is None else weight
         logits, bias = super().forward(input_.float(), weight=used.float(), **kwargs)
         return logits, bias
+
+    def logprobs(self, hidden_TBD: Tensor, targets_TB: Tensor) -> Tensor:
+        """Log-probability of each target, [T, B], without ever holding all logits."""
+        group = self.tp_group if self.tp_group.size() > 1 else None
+        if self.sequence_parallel:
+            hidden_TBD = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_TBD, tensor_parallel_output_grad=True, group=self.tp_group
+            )
+        elif group is not None:
+            hidden_TBD = tensor_parallel.copy_to_tensor_model_parallel_region(
+                hidden_TBD, group=group
+            )
+        logprobs_R, _entropy_R = head_logprobs(
+            hidden_TBD.flatten(0, 1), self.weight, targets_TB.flatten(), group=group
+        )
+        return logprobs_R.view(targets_TB.shape)
 
 
 def target_logprobs(logits_RCV: Tensor, targets_RC: Tensor, *, tensor_ranks: int = 1) -> Tensor:

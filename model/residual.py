@@ -50,6 +50,11 @@ class RootMeanSquareNorm(MegatronModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the last axis to unit root mean square, then by the weight."""
+        if x.is_cuda and x.numel():
+            from m1.model.kernels import gated_norm as kernels
+
+            if kernels.is_supported(x.shape[-1]):
+                return kernels.norm(x, self.weight, epsilon=self.epsilon)
         normed: Tensor = _NormFunction.apply(x, self.weight, self.epsilon)
         return normed
 

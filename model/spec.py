@@ -199,6 +199,14 @@ class HybridModel(GPTModel):  # type: ignore[misc]
                 tp_group=self.pg_collection.tp,
             )
 
+    def _postprocess(
+        self, hidden_states: Tensor, *, labels: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """As GPTModel's; on a GPU the loss comes from chunks of logits instead of all of them."""
+        if labels is None or not self.post_process or not hidden_states.is_cuda:
+            return super()._postprocess(hidden_states, labels=labels, **kwargs)
+        return -self.output_layer.logprobs(hidden_states, labels.t()).t()
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Negative log-likelihood of `labels` [B, T] under fp32 logits [T, B, V], as [B, T]."""
         return -target_logprobs(logits, labels.t(), tensor_ranks=self.pg_collection.tp.size()).t()

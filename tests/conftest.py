@@ -10,6 +10,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # so that tests may say `from tests.fakes ...`
 
+if not Path("/dev/nvidiactl").exists():
+    # Triton decides when it is first imported, by whomever, that its kernels run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tests.s3_server import S3Server, SeaweedServer, find_weed
 
 REQUIRE_REAL = "M1_REQUIRE_REAL"  # 1: a missing server is a failure, not a skip

@@ -32,9 +32,27 @@ def create_optimizer_state(optimizer: Any) -> None:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                device = parameter.device if group.get("fused") else None
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def _fuse_adam() -> None:
+    """Without TransformerEngine and Apex, Megatron takes torch's AdamW in its plain form.
+
+    Fused it is one kernel instead of a dozen passes over states and gradients.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original_init = DistributedOptimizer.__init__
+
+    def fuse_and_init(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            group["fused"] = True
+        original_init(self, optimizer, *args, **kwargs)
+
+    DistributedOptimizer.__init__ = fuse_and_init
 
 
 def _separate_step_counters(optimizer: Any) -> None:
@@ -81,3 +99,5 @@ def install() -> None:
         return
     _mend_router_gemm()
     _mend_distributed_optimizer()
+    if torch.cuda.is_available():
+        _fuse_adam()

@@ -194,7 +194,7 @@ def test_one_rank_sends_nothing() -> None:
         ({"pipeline": 2}, {"pipeline"}),
         ({}, {"data"}),
     ],
-    ids=str,
+    ids=["tensor", "context", "expert", "pipeline", "data"],
 )
 def test_each_axis_sends_on_its_own_account(layout: dict[str, int], speaks: set[str]) -> None:
     # experts of a tensor pair are copies of one another, so their gradients are summed as well
