@@ -11,10 +11,8 @@ Writes `benchmarks/results/<date>-decode.md` and `.json`.
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import transformers
+from measured_on import machine
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from m1.flows.preset import load_preset
@@ -212,25 +211,11 @@ def flat(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Where this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    model = next(
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
+def surroundings() -> dict[str, Any]:
+    """Where this was measured, and between what."""
     return {
-        "commit": commit,
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores, 1 thread used",
-        "load at the start": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
+        **machine(),
+        "threads used": 1,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -296,7 +281,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    where = machine()
+    where = surroundings()
     cases = measure(arguments.repeats)
     flatness = flat(SHAPES["toy"])
     print(write(cases, flatness, where).read_text())

@@ -8,8 +8,6 @@ each claim of the issue beside its number, hardware, versions and commit.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -17,6 +15,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from measured_on import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -132,35 +132,14 @@ def check(measured: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
     return answers
 
 
-def machine() -> dict[str, str]:
-    """Where this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    model = next(
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    return {
-        "commit": commit,
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-    }
-
-
-def write(results: list[dict[str, Any]]) -> Path:
+def write(results: list[dict[str, Any]], where: Mapping[str, str]) -> Path:
     """The dated files; returns the Markdown one."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-learning.md"
     path.with_suffix(".json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     checked = [check(result) for result in results]
     lines = ["# Learning at every stage of the toy pipeline", ""]
-    lines += [f"- {name}: {value}" for name, value in machine().items()]
+    lines += [f"- {name}: {value}" for name, value in where.items()]
     head = " | ".join(f"seed {result['seed']}" for result in results)
     lines += ["", f"| claim | {head} |", "|---|" + "---|" * len(results)]
     for claim in CLAIMS:
@@ -181,8 +160,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
+    where = machine()
     results = [run_seed(seed, arguments.overrides) for seed in arguments.seeds]
-    path = write(results)
+    path = write(results, where)
     print(path.read_text())
     return int(any(not holds for result in results for _, holds in check(result).values()))
 

@@ -9,10 +9,8 @@ asking for a session to the program's first output, runs per second, hardware, l
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from measured_on import machine
 
 from m1.infra.errors import SandboxUnavailableError
 from m1.infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -112,29 +112,6 @@ def measure(kind: type[BubblewrapSandbox | LandlockSandbox], count: int) -> dict
             **throughput(pool, 2 * count),
             "calls_per_second_in_one_session": calls_per_second(sandbox, count),
         }
-
-
-def machine() -> dict[str, str]:
-    """Where this was measured, and how busy it was."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    model = next(
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    return {
-        "commit": commit,
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "load average at start": f"{os.getloadavg()[0]:.1f}",
-    }
 
 
 def table(results: dict[str, dict[str, Any]], where: dict[str, str]) -> str:

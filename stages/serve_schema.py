@@ -6,6 +6,7 @@ needs the exact tokens, not their text.
 """
 
 import secrets
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -84,9 +85,9 @@ class CommonBody(_Body):
             top_logprobs=self.wanted_logprobs() or 0,
         )
 
+    @abstractmethod
     def wanted_logprobs(self) -> int | None:
         """Alternatives per token; None if no log-probabilities are asked for."""
-        raise NotImplementedError
 
     def requests(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[Request]:
         """`n` requests per prompt, each with a seed of its own.

@@ -101,4 +101,7 @@ def _redirect(log: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # what was preloaded has nothing to say at the end (Triton lists leaks)

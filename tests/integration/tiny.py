@@ -68,6 +68,7 @@ SETTINGS = {
             "format_reward": 0.5,
         }.items()
     },
+    "reinforce-80k.windows": "[16, 24]",
     "evaluate.heldout_tokens": 512,
     "evaluate.window_tokens": 64,
     "evaluate.problems": 4,
