@@ -1,5 +1,6 @@
 """Fixtures of every room: a clean environment and a real S3 server. Holds no tests."""
 
+import logging
 import os
 import sys
 import uuid
@@ -30,6 +31,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if _is_scrubbed(name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_speak() -> None:
+    """A library that sets up logging in one test must not silence our loggers in the next."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "m1" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
