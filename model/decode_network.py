@@ -139,7 +139,7 @@ class DecodeNetwork:
         return functional.linear(_joined(pieces), weight)
 
     def _experts(self, x_RD: Tensor, layer: int) -> Tensor:
-        """Tokens sorted by expert, each expert once (faster than all of all from 1 token on)."""
+        """Tokens sorted by expert: each chosen expert once, over its own tokens only."""
         logits = functional.linear(x_RD.float(), self.routers[layer])
         best_Rk, chosen_Rk = logits.topk(self.config.experts_per_token, -1)
         probabilities_Rk = best_Rk.softmax(-1)
@@ -193,7 +193,7 @@ def _softmax_rows(
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm in fp32; written out because torch's own takes twice as many passes on a CPU."""
+    """RMSNorm in fp32, written out to work in place."""
     x32 = x.float()
     length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
     scale = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
